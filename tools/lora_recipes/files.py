@@ -1,0 +1,94 @@
+"""Files that are whole or absent: written beside, flushed, renamed into place."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+
+@contextlib.contextmanager
+def clear_errors(what: Path | str) -> Iterator[None]:
+    """Say an operating-system error in one sentence with its remedy."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or what
+        remedies = {
+            28: "free some disk space",
+            30: "choose a folder that can be written",
+            13: "choose a folder that you may write",
+        }
+        remedy = remedies.get(error.errno or 0, "choose another path")
+        raise click.ClickException(
+            f"{path}: cannot be written: {error.strerror}; {remedy} and run the same command again."
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically. Raises click.ClickException; the previous file then stays."""
+    with clear_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside the target, renamed to it at the end; nothing stays behind on an error."""
+    with clear_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        with clear_errors(target):
+            yield temporary
+            os.chmod(temporary, 0o755)
+            if target.exists():
+                old = temporary.with_name(temporary.name + ".old")
+                os.replace(target, old)
+                os.replace(temporary, target)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder: a second process waits."""
+    with clear_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(target.parent / f".{target.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def require_writable(folder: Path) -> None:
+    """Fail before the work, not after it, when a folder cannot take files."""
+    with clear_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, probe = tempfile.mkstemp(prefix=".probe.", dir=folder)
+        try:
+            os.write(handle, b"\0" * 65536)  # a full disk lets an empty file through
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+            os.unlink(probe)

@@ -1,0 +1,176 @@
+"""Tokenizer, base model and adapter of a run file, loaded the way Axolotl 0.19 loads them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import processes
+from lora_recipes.runfile import RunFile
+
+import click
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
+    """The base model's tokenizer with the run file's special tokens."""
+    from transformers import AutoTokenizer
+
+    with _plain_errors(run):
+        tokenizer = AutoTokenizer.from_pretrained(run.model())
+    for name, token in (run.config.get("special_tokens") or {}).items() if special_tokens else ():
+        if name != "additional_special_tokens" and token not in tokenizer.get_vocab():
+            raise run.error(
+                f"special_tokens.{name}",
+                f"{token!r} is not a token of {run.config['base_model']}; take one that it has.",
+            )
+        setattr(tokenizer, name, token)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def dtype_of(run: RunFile) -> Any:
+    """The dtype of the base weights, as Axolotl takes it from bf16 and fp16."""
+    import torch
+
+    if run.config.get("bf16") in (True, "full"):
+        return torch.bfloat16
+    if run.config.get("bf16") == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float16 if run.config.get("fp16") is True else torch.float32
+
+
+def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) -> Any:
+    """The base model in the run file's dtype; in 4 bit where the run file says so.
+
+    `quantized=False` gives the full-precision base of a QLoRA run.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype = dtype or dtype_of(run)
+    options: dict[str, Any] = {"dtype": dtype}
+    if run.config.get("attn_implementation"):
+        options["attn_implementation"] = run.config["attn_implementation"]
+    if run.config.get("load_in_4bit") if quantized is None else quantized:
+        options["quantization_config"] = four_bit(dtype)
+    if not run.config.get("deepspeed"):
+        options["device_map"] = {"": "cpu" if processes.on_cpu() else int(processes.local_rank())}
+    with _plain_errors(run):
+        model = AutoModelForCausalLM.from_pretrained(run.model(), **options)
+    model.config.use_cache = True
+    return model
+
+
+def four_bit(compute_dtype: Any) -> Any:
+    """NF4 with double quantization, as Axolotl's `adapter: qlora`."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=torch.bfloat16,
+    )
+
+
+def require_adapter(folder: Path, run: RunFile | None = None) -> dict[str, Any]:
+    """Check a saved adapter and give its configuration.
+
+    Raises click.ClickException when it is absent, empty, not finite, all zero, has an A without its
+    B, or was trained on another base than the run file names. ZeRO-3 has saved 40-byte adapters
+    without an error.
+    """
+    for name in ADAPTER_FILES:
+        if not (folder / name).is_file():
+            raise click.ClickException(
+                f"{folder} holds no adapter ({name} is missing); train first, or give --adapter."
+            )
+    path = folder / ADAPTER_FILES[0]
+    try:
+        config = json.loads((folder / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
+    except ValueError:
+        raise click.ClickException(
+            f"{folder / ADAPTER_FILES[1]}: not valid JSON; the adapter is damaged: train again."
+        ) from None
+    _require_tensors(path)
+    if run is not None:
+        _require_base(folder, config, run)
+    return dict(config)
+
+
+def _require_tensors(path: Path) -> None:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise click.ClickException(
+            f"{path}: not a whole safetensors file ({error}); train again or restore it."
+        ) from None
+    lora_a = {name for name in tensors if ".lora_A." in name}
+    lora_b = {name for name in tensors if ".lora_B." in name}
+    if not lora_a or not lora_b:
+        raise click.ClickException(f"{path}: empty: it holds no LoRA weights; train again.")
+    if lonely := {name.replace(".lora_A.", ".lora_B.") for name in lora_a} ^ lora_b:
+        raise click.ClickException(
+            f"{path}: {sorted(lonely)[0]} has no counterpart; the adapter is damaged: train again."
+        )
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise click.ClickException(
+                f"{path}: {name} holds values that are not finite; training diverged: lower the learning rate."
+            )
+    if all(not tensors[name].any() for name in lora_b):
+        raise click.ClickException(
+            f"{path}: every lora_B is zero: the adapter changes nothing; training did not reach it."
+        )
+
+
+def _require_base(folder: Path, config: dict[str, Any], run: RunFile) -> None:
+    trained_on, named = str(config.get("base_model_name_or_path")), run.model()
+    if Path(trained_on).name != Path(named).name:
+        raise click.ClickException(
+            f"{folder}: the adapter was trained on {trained_on}, {run.name} names {run.config['base_model']}; "
+            "give the run file that it was trained with."
+        )
+
+
+def load_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """A PeftModel around the base, or one more adapter on a PeftModel, with the folder's weights."""
+    from peft import PeftModel
+
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+            return model
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    except (RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise click.ClickException(f"{folder}: the adapter does not fit this base model: {words}") from None
+
+
+class _plain_errors:
+    """transformers' errors about a model that cannot be had, as one sentence."""
+
+    def __init__(self, run: RunFile) -> None:
+        self.run = run
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (OSError, ImportError)):
+            words = " ".join(str(error).split())[:200]
+            remedy = (
+                "run `make setup`"
+                if str(self.run.config["base_model"]).startswith(".cache")
+                else "log in and check the name, or give a local folder"
+            )
+            raise self.run.error(
+                "base_model", f"{self.run.config['base_model']} cannot be loaded; {remedy}. ({words})"
+            ) from None

@@ -1,0 +1,107 @@
+"""Axolotl plugins: CPU support for recipes that name it, and the plain trainer inside Axolotl."""
+
+from typing import Any
+
+from lora_recipes import processes, results
+
+from axolotl.integrations.base import BasePlugin
+
+_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+
+
+class CpuPlugin(BasePlugin):
+    """Makes Axolotl train on a CPU, in one process or several, with and without DeepSpeed.
+
+    On a GPU it does one thing: the seed covers the adapter's initialisation, as on a CPU.
+    """
+
+    def register(self, cfg: Any) -> None:
+        """Before validation: no fused kernels (they need a GPU), processes joined over gloo."""
+        if not processes.on_cpu():
+            return
+        for kernel in _KERNELS:
+            if cfg.get(kernel) is None:
+                cfg[kernel] = False
+        processes.join(deepspeed=bool(cfg.get("deepspeed")))
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Not about data: the last hook before the loader reads device_map, which Axolotl sets to the rank."""
+        if processes.on_cpu():
+            cfg.device_map = {"": "cpu"}
+
+    def pre_lora_load(self, cfg: Any, model: Any) -> None:
+        """Axolotl seeds after the adapter is made, so that two runs of one file would differ."""
+        from transformers import set_seed
+
+        set_seed(int(cfg.seed or 42))
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        """transformers wants to be told before it takes bf16 on a CPU; with DeepSpeed it must not be."""
+        return {"use_cpu": True} if processes.on_cpu() and not cfg.deepspeed and processes.world_size() == 1 else {}
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        processes.require_world(trainer.args.world_size)
+        self.trainer, self.watch = trainer, results.Stopwatch()
+
+    def post_train_unload(self, cfg: Any) -> None:
+        """The adapter is saved: check it, and note how it was trained."""
+        from lora_recipes import models, trainer
+
+        if processes.is_main():
+            run = _run_file(cfg)
+            models.require_adapter(run.output_dir, run)
+            results.update(run, "training", trainer.section(run, self.trainer, self.watch))
+
+
+class PlainTrainerPlugin(BasePlugin):
+    """The plain trainer inside Axolotl: our rows, masks, batches and loss; Axolotl's model and saving.
+
+    Axolotl logs a plugin that cannot be imported and goes on with its own trainer; that this one
+    trains shows in its `rows, tokens` line and in result.json (`trainer: PlainTrainer`).
+    """
+
+    def register(self, cfg: Any) -> None:
+        from lora_recipes import settings
+
+        settings.require_supported(_run_file(cfg))
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
+        from lora_recipes import batches, models, settings, trainer
+
+        from axolotl.common.datasets import TrainDatasetMeta
+
+        if processes.on_cpu():
+            cfg.device_map = {"": "cpu"}  # this hook answers first: CpuPlugin's is not asked
+        run = _run_file(cfg)
+        tokenizer = models.load_tokenizer(run)
+        self.train_rows = batches.tokenize(run, tokenizer, "train")
+        self.eval_rows = batches.tokenize(run, tokenizer, "validation")
+        assert self.train_rows is not None
+        trainer.report_rows(self.train_rows, self.eval_rows)
+        return TrainDatasetMeta(
+            train_dataset=self.train_rows.dataset,
+            eval_dataset=self.eval_rows.dataset if self.eval_rows else None,
+            total_num_steps=settings.total_steps(run, len(self.train_rows.dataset)),
+        )
+
+    def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> Any:
+        from lora_recipes import batches
+
+        def collator(tokenizer: Any, **kwargs: Any) -> batches.Collator:
+            return batches.Collator(tokenizer.pad_token_id)
+
+        return collator, {}
+
+    def get_trainer_cls(self, cfg: Any) -> Any:
+        from lora_recipes import trainer
+
+        return trainer.PlainTrainer
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        return {"label_names": ["labels"], "prediction_loss_only": True, "remove_unused_columns": False}
+
+
+def _run_file(cfg: Any) -> Any:
+    from lora_recipes import runfile
+
+    return runfile.load(str(cfg.axolotl_config_path))

@@ -1,0 +1,105 @@
+"""The one definition of prompt and mask: what a model reads, what it is asked, which tokens carry loss.
+
+A data set's `type:` in the run file is Axolotl's mapping of formats and columns. For one row it gives
+the prompt text; the answer follows and is closed by the tokenizer's end token. The prompt and the
+answer are tokenized apart, so that the prompt at evaluation is the same tokens as in training.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lora_recipes.runfile import RunFile
+
+IGNORED = -100
+"""The label of a token without loss, as in torch's cross-entropy."""
+
+_DEFAULTS = {  # of axolotl 0.19, prompt_strategies/user_defined.py
+    "system_prompt": "",
+    "field_system": "system",
+    "field_instruction": "instruction",
+    "field_input": "input",
+    "field_output": "output",
+    "format": "{instruction} {input} ",
+    "no_input_format": "{instruction} ",
+    "system_format": "{system}",
+}
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How the columns of a row become the text before the answer."""
+
+    system_prompt: str
+    field_system: str
+    field_instruction: str
+    field_input: str
+    field_output: str
+    format: str
+    no_input_format: str
+    system_format: str
+
+    def prompt(self, row: dict[str, Any]) -> str:
+        """The text before the answer, as Axolotl builds it."""
+        system = row.get(self.field_system, self.system_prompt)
+        before = self.system_format.format(system=system) if system else ""
+        if extra := row.get(self.field_input):
+            return before + self.format.format(instruction=row[self.field_instruction], input=extra)
+        return before + self.no_input_format.format(instruction=row[self.field_instruction])
+
+    def messages(self, row: dict[str, Any]) -> list[dict[str, str]]:
+        """The same question for a chat template."""
+        system = row.get(self.field_system, self.system_prompt)
+        asked = "\n".join(str(row[field]) for field in (self.field_instruction, self.field_input) if row.get(field))
+        turns = [{"role": "system", "content": system}] if system else []
+        return [*turns, {"role": "user", "content": asked}]
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The columns that every row must have."""
+        return self.field_instruction, self.field_output
+
+
+def prompt_format(run: RunFile, index: int = 0, key: str = "datasets") -> PromptFormat:
+    """The format of one data set of a run file.
+
+    Raises click.ClickException for a `type:` that is a name: only Axolotl itself knows those.
+    """
+    kind = run.config[key][index].get("type")
+    if not isinstance(kind, dict):
+        raise run.error(
+            f"{key}.{index}.type",
+            f"{kind!r} is a format built into Axolotl; spell the prompt out as a mapping "
+            "(system_format, no_input_format, field_instruction, field_output), as the recipes do.",
+        )
+    known = {name: value for name, value in kind.items() if name in _DEFAULTS}
+    if strange := set(kind) - set(known):
+        name = sorted(strange)[0]
+        raise run.error(f"{key}.{index}.type.{name}", "not part of a question/answer prompt; delete it.")
+    return PromptFormat(**{**_DEFAULTS, **known})
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a prompt, without an end token."""
+    return list(tokenizer(text)["input_ids"])
+
+
+def answer_ids(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of an answer and the end token, without a begin token."""
+    ids = list(tokenizer(text)["input_ids"])
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        ids.append(tokenizer.eos_token_id)
+    return ids[1:] if ids[0] == tokenizer.bos_token_id else ids
+
+
+def example(tokenizer: Any, fmt: PromptFormat, row: dict[str, Any], on_prompt: bool = False) -> dict[str, list[int]]:
+    """One row as `input_ids` and `labels` of equal length; the prompt carries loss only `on_prompt`."""
+    asked = prompt_ids(tokenizer, fmt.prompt(row))
+    answer = answer_ids(tokenizer, row[fmt.field_output])
+    return {"input_ids": asked + answer, "labels": (asked if on_prompt else [IGNORED] * len(asked)) + answer}
+
+
+def chat_prompt(tokenizer: Any, fmt: PromptFormat, row: dict[str, Any]) -> str:
+    """The prompt at evaluation: the model's own chat template, or the run file's format without one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return fmt.prompt(row)
+    return str(tokenizer.apply_chat_template(fmt.messages(row), tokenize=False, add_generation_prompt=True))

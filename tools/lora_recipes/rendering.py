@@ -1,0 +1,381 @@
+"""Recipe + variant -> run file. Imports nothing heavy: `tools/render.py` answers in a fraction of a second."""
+
+import difflib
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT, yamlfile
+
+import click
+import jinja2
+import yaml
+
+RECIPES = ROOT / "templates" / "recipes"
+VARIANTS = ROOT / "templates" / "variants"
+CHECKED_IN = ("lora", "qlora", "ds2", "ds3", "peft", "peft+ds2", "peft+qlora", "qlora+ds2")
+"""The variants of every recipe that are kept under recipes/."""
+
+_ORDER = ("lora", "peft", "qlora", "ds2", "ds3")
+_FACTS = {"title": str, "hardware": str, "cpu": bool, "gpus": int, "global_batch": int, "notes": list}
+"""The keys of the `recipe:` section of the ingredients, which do not go into the run file."""
+
+
+@dataclass
+class Rendered:
+    """A run file in the making: values by Axolotl key, comments by path."""
+
+    name: str
+    variant: str
+    facts: dict[str, Any]
+    run: dict[str, Any]
+    comments: dict[yamlfile.Path, str]
+    source: str
+    words: list[str] = field(default_factory=list)
+    set_keys: set[str] = field(default_factory=set)
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def variant_names() -> list[str]:
+    return sorted((path.stem for path in VARIANTS.glob("*.yaml")), key=_rank)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+
+
+def nearest(word: str, known: Any) -> str:
+    """', did you mean …?' or nothing."""
+    near = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def render(recipe: str, variant: str, settings: tuple[str, ...] = (), inline_deepspeed: bool = False) -> str:
+    """The text of a run file.
+
+    Raises click.UsageError for an unknown recipe or variant, a combination that makes no sense or
+    a bad setting, and click.ClickException for a mistake in a template or an ingredients file.
+    """
+    made = load_recipe(recipe)
+    deltas = parse_variant(variant, made)
+    made.variant = "+".join(name for name in deltas if name != "lora" or len(deltas) == 1)
+    for name in deltas:
+        _apply_delta(made, name)
+    for setting in settings:
+        _apply_setting(made, setting)
+    _derive(made)
+    if inline_deepspeed:
+        _inline_deepspeed(made)
+    return _fill(made)
+
+
+def load_recipe(recipe: str) -> Rendered:
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) or "/" in recipe else RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        if path.parent == RECIPES:
+            known = recipe_names()
+            raise click.UsageError(
+                f"no recipe {recipe!r}{nearest(recipe, known)} Known: {', '.join(known)}; or give a path to your own."
+            )
+        raise click.UsageError(f"no ingredients file {recipe}; `tools/render.py --list` shows the recipes there are.")
+    label = relative(path)
+    text = read_text(path)
+    if found := re.search(
+        r"(?m)^[^#\n]*?(\{\{|\{%)", re.sub(r'"[^"\n]*"|\'[^\'\n]*\'', lambda m: "s" * len(m.group()), text)
+    ):
+        line = text.count("\n", 0, found.start(1)) + 1
+        raise click.ClickException(
+            f"{label}, line {line}: {found.group(1)} … : ingredients are plain YAML, not a template; "
+            "write the value, or quote it."
+        )
+    document = yamlfile.load(text, label)
+    facts = document.data.pop("recipe", None)
+    if not isinstance(facts, dict):
+        raise click.ClickException(
+            f"{label}: recipe: expected a section with {', '.join(_FACTS)}; see templates/recipes/ for one."
+        )
+    for key, value in facts.items():
+        if key not in _FACTS:
+            raise document.error(("recipe", key), f"unknown key{nearest(key, _FACTS)} Known: {', '.join(_FACTS)}.")
+        if not isinstance(value, _FACTS[key]) or (isinstance(value, bool) and _FACTS[key] is int):
+            raise document.error(("recipe", key), f"expected {_FACTS[key].__name__}, found {value!r}.")
+    for key in ("title", "hardware", "global_batch"):
+        if key not in facts:
+            raise document.error(("recipe",), f"lacks {key}; add it.")
+    facts = {"cpu": False, "gpus": 1, "notes": []} | facts
+    return Rendered(path.stem, "", facts, document.data, document.comments, label)
+
+
+def parse_variant(variant: str, made: Rendered) -> list[str]:
+    """The names of the deltas, in the order in which they apply; refuses senseless combinations."""
+    names = variant.split("+")
+    known = variant_names()
+    for name in names:
+        if name not in known:
+            raise click.UsageError(
+                f"no variant {name!r}{nearest(name, known)} Known: {', '.join(known)}, joined with +."
+            )
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise click.UsageError(f"variant {variant!r} names {repeated.pop()!r} twice; once is enough.")
+    names = sorted(names, key=_rank)
+    for name in names:
+        for other, reason in _delta(made, name)[0].get("excludes", {}).items():
+            if other in names:
+                raise click.UsageError(f"variant {variant!r} makes no sense: {reason}")
+    return names
+
+
+def parse_words(variant: str) -> str:
+    """What a variant is, in words."""
+    section, _ = _delta(Rendered("", "", {"cpu": False}, {}, {}, ""), variant)
+    return str(section["words"])
+
+
+def _delta(made: Rendered, name: str) -> tuple[dict[str, Any], yamlfile.Document]:
+    """A variant's own section (words, excludes) and its keys."""
+    path = VARIANTS / f"{name}.yaml"
+    text = _jinja(path, recipe=made.facts, run=made.run)
+    document = yamlfile.load(text, relative(path))
+    return document.data.pop("variant", {}), document
+
+
+def _apply_delta(made: Rendered, name: str) -> None:
+    section, document = _delta(made, name)
+    made.words.append(section["words"])
+    for key, value in document.data.items():
+        made.run[key] = value
+        _forget_comments(made, (key,))
+    made.comments |= {path: text for path, text in document.comments.items() if path[0] != "variant"}
+
+
+def _forget_comments(made: Rendered, path: yamlfile.Path) -> None:
+    for old in [p for p in made.comments if p[: len(path)] == path]:
+        del made.comments[old]
+
+
+def _jinja(path: Path, **context: Any) -> str:
+    env = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    env.filters["yaml"] = yamlfile.scalar
+    try:
+        source = read_text(path)
+        return env.from_string(source).render(**context)
+    except jinja2.TemplateSyntaxError as error:
+        raise click.ClickException(f"{relative(path)}, line {error.lineno}: {error.message}.") from None
+    except jinja2.TemplateError as error:
+        raise click.ClickException(f"{relative(path)}, line {_template_line(error)}: {error.message}.") from None
+
+
+def _template_line(error: BaseException) -> int:
+    """The line of the template in which rendering stopped: Jinja rewrites the traceback to it."""
+    line, frame = 0, error.__traceback__
+    while frame:
+        if frame.tb_frame.f_code.co_filename == "<template>":
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line
+
+
+def _apply_setting(made: Rendered, setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise click.UsageError(f"--set {setting!r}: expected key=value, as in --set learning_rate=2e-4.")
+    if key in ("gpus", "global_batch"):
+        value = _typed(key, text, "int")
+        if value < 1:
+            raise click.UsageError(f"--set {setting}: expected a whole number from 1.")
+        made.facts[key] = value
+        return
+    path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    types = known_type(path)
+    if types is None:
+        raise click.UsageError(f"--set {key}: Axolotl has no such key{_nearest_key(path)}")
+    _put(made.run, path, _typed(key, text, types), key)
+    _forget_comments(made, path)
+    made.set_keys.add(str(path[0]))
+
+
+def _put(node: Any, path: yamlfile.Path, value: Any, key: str) -> None:
+    for part in path[:-1]:
+        if isinstance(node, list):
+            if not isinstance(part, int) or part >= len(node):
+                raise click.UsageError(
+                    f"--set {key}: the list has {len(node)} entries, counted from 0; no entry {part!r}."
+                )
+            node = node[part]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            raise click.UsageError(f"--set {key}: {part!r} is below a plain value, not a mapping.")
+    if isinstance(node, list) and (not isinstance(path[-1], int) or path[-1] >= len(node)):
+        raise click.UsageError(f"--set {key}: the list has {len(node)} entries, counted from 0; no entry {path[-1]!r}.")
+    if not isinstance(node, (list, dict)):
+        raise click.UsageError(f"--set {key}: {path[-2]!r} is a plain value, not a mapping.")
+    node[path[-1]] = value  # type: ignore[index]
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """Key -> type of every key of the pinned Axolotl, nested as the keys are; made by tools/lora_recipes/schema.py."""
+    return json.loads(read_text(Path(__file__).with_name("axolotl_keys.json")))["keys"]
+
+
+def known_type(path: yamlfile.Path) -> Any:
+    """The type of a key as Axolotl's schema has it; None where there is no such key."""
+    node: Any = schema()
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if isinstance(node, str):
+            return "any" if "dict" in node or "any" in node else None
+        if part not in node:
+            return None
+        node = node[part]
+        if isinstance(node, dict) and "" in node and part != path[-1]:
+            continue
+    return node
+
+
+def _nearest_key(path: yamlfile.Path) -> str:
+    node: Any = schema()
+    for n, part in enumerate(path):
+        if isinstance(part, int):
+            continue
+        if not isinstance(node, dict) or part not in node:
+            near = nearest(str(part), [k for k in node if k] if isinstance(node, dict) else [])
+            prefix = yamlfile.dotted(path[:n])
+            return near.replace("did you mean '", f"did you mean '{prefix}{'.' if prefix else ''}") or "."
+        node = node[part]
+    return "."
+
+
+def _typed(key: str, text: str, types: Any) -> Any:
+    """The text of a --set value as the type that the key has in Axolotl's schema."""
+    if isinstance(types, dict):
+        types = types.get("", "any")
+    wanted = types.split("|")
+    if "float" in wanted or "int" in wanted:
+        for kind in (int, float):
+            if kind.__name__ in wanted:
+                try:
+                    return kind(text)
+                except ValueError:
+                    pass
+    value: Any
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise click.UsageError(f"--set {key}: {text!r} is not valid YAML; quote it.") from None
+    if value is None and "null" not in wanted:
+        return None
+    kind_of_value = "null" if value is None else type(value).__name__
+    if "any" in wanted or kind_of_value in wanted:
+        return value
+    if "str" in wanted and not isinstance(value, (dict, list)):
+        return text
+    raise click.UsageError(f"--set {key}: expected {' or '.join(w for w in wanted if w != 'null')}, found {text!r}.")
+
+
+def _derive(made: Rendered) -> None:
+    """What follows from the rest: the share of each step in the global batch, and where outputs go."""
+    run, facts = made.run, made.facts
+    if "gradient_accumulation_steps" not in made.set_keys and "gradient_accumulation_steps" not in run:
+        per_step = run.get("micro_batch_size", 1) * facts["gpus"]
+        steps, rest = divmod(facts["global_batch"], per_step)
+        if rest or not steps:
+            raise click.UsageError(
+                f"a global batch of {facts['global_batch']} cannot be made of {facts['gpus']} x micro_batch_size "
+                f"{run.get('micro_batch_size', 1)}; --set micro_batch_size, gpus or global_batch so that it divides."
+            )
+        run["gradient_accumulation_steps"] = steps
+        where = f"{facts['gpus']} processes" if facts["gpus"] > 1 else "one process" if facts["cpu"] else "one GPU"
+        more = "" if facts["gpus"] > 1 else "; render --set gpus=2 keeps it"
+        made.comments["gradient_accumulation_steps",] = f"global batch {facts['global_batch']} on {where}{more}"
+    if "dataset_prepared_path" not in run:
+        digest = data_digest(run)
+        run["dataset_prepared_path"] = f".cache/prepared/{made.name}{digest and '-' + digest}"
+        if digest:
+            made.comments["dataset_prepared_path",] = (
+                "ends in a hash of the rows: Axolotl's cache ignores their content"
+            )
+    if "output_dir" not in run:
+        run["output_dir"] = f"outputs/{made.name}/{made.variant}"
+
+
+def data_digest(run: dict[str, Any], root: Path = ROOT) -> str:
+    """Eight hex digits over the content of the local data files; empty when all data are on the Hub."""
+    digest = hashlib.sha256()
+    found = False
+    for entry in [*(run.get("datasets") or []), *(run.get("test_datasets") or [])]:
+        path = root / str(entry.get("path"))
+        for file in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
+            if file.is_file() and file.suffix in (".json", ".jsonl", ".csv", ".parquet"):
+                found = True
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8] if found else ""
+
+
+def _inline_deepspeed(made: Rendered) -> None:
+    path = made.run.get("deepspeed")
+    if not isinstance(path, str):
+        raise click.UsageError(
+            f"--inline-deepspeed: variant {made.variant!r} has no DeepSpeed file; use it with ds2 or ds3."
+        )
+    try:
+        made.run["deepspeed"] = json.loads(read_text(ROOT / path))
+    except json.JSONDecodeError as error:
+        raise click.ClickException(f"{path}, line {error.lineno}: invalid JSON: {error.msg}.") from None
+    _forget_comments(made, ("deepspeed",))
+
+
+def _fill(made: Rendered) -> str:
+    def entries(keys: list[str]) -> str:
+        return "".join(yamlfile.entry(key, made.run[key], made.comments) for key in keys).rstrip("\n")
+
+    processes = made.facts["gpus"]
+    launcher = f" --launcher torchrun -- --nproc-per-node={processes}" if processes > 1 else ""
+    path = f"recipes/{made.name}/{made.variant}.yaml"
+    command = f"axolotl train {path}{launcher}"
+    if made.set_keys or made.source != f"templates/recipes/{made.name}.yaml" or launcher:
+        recipe = made.name if made.source == f"templates/recipes/{made.name}.yaml" else made.source
+        command = f"tools/render.py --recipe {recipe} --variant {made.variant} … | axolotl train -{launcher}"
+    return _jinja(
+        ROOT / "templates" / "run.yaml.j2",
+        recipe=made.facts,
+        hardware=made.facts["hardware"],
+        notes=made.facts["notes"],
+        words=" + ".join(w for w in made.words if w != "LoRA" or len(made.words) == 1),
+        command=command,
+        source=made.source,
+        variant=made.variant,
+        keys=list(made.run),
+        entries=entries,
+    )
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.ClickException(
+            f"{relative(path)}: byte {error.start} is not UTF-8; save the file as UTF-8."
+        ) from None
+    except OSError as error:
+        raise click.ClickException(f"{relative(path)}: cannot be read: {error.strerror}.") from None
+
+
+def relative(path: Path) -> str:
+    """A path as the user would write it: from the checkout's root where it lies inside."""
+    try:
+        return str(path.resolve().relative_to(ROOT))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,100 @@
+"""The rows that a run file names: questions and answers for training, validation and test."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from lora_recipes.prompts import PromptFormat, prompt_format
+from lora_recipes.runfile import RunFile
+
+import click
+
+_UNDERSTOOD = {"path", "name", "split", "type", "data_files", "ds_type", "revision"}
+
+
+def load_rows(run: RunFile, part: str) -> list[dict[str, Any]]:
+    """The rows of `train`, `validation` (the run file's test_datasets) or `test`, in file order.
+
+    `test` is the split of that name of the first training set; a split that is none of these words
+    is taken as it is, as in `test[:20]`.
+    Raises click.ClickException for data that are missing, empty, malformed or lack a column.
+    """
+    return [row for rows, _ in load_parts(run, part) for row in rows]
+
+
+def load_parts(run: RunFile, part: str) -> list[tuple[list[dict[str, Any]], PromptFormat]]:
+    """As load_rows, one list a data set with its prompt format."""
+    key = "test_datasets" if part == "validation" else "datasets"
+    entries = run.config.get(key) or []
+    if part not in ("train", "validation"):
+        entries = [{**entries[0], "split": part}]
+    return [_load(run, key, index, entry) for index, entry in enumerate(entries)]
+
+
+def _load(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> tuple[list[dict[str, Any]], PromptFormat]:
+    for name in entry:
+        if name not in _UNDERSTOOD:
+            raise run.error(
+                f"{key}.{index}.{name}", f"only Axolotl knows this; here {', '.join(sorted(_UNDERSTOOD))} work."
+            )
+    if not isinstance(entry.get("path"), str):
+        raise run.error(f"{key}.{index}.path", "missing; give a file, a folder or a name on the Hub.")
+    fmt = prompt_format(run, index, key)
+    with _plain_errors(run, f"{key}.{index}", entry):
+        data = _load_dataset(run, entry)
+    missing = [column for column in fmt.columns if column not in data.column_names]
+    if missing:
+        raise run.error(
+            f"{key}.{index}.type",
+            f"{entry['path']} ({entry.get('split')}) has no column {missing[0]!r}, "
+            f"only {', '.join(data.column_names)}; set field_instruction and field_output to columns that it has.",
+        )
+    if not len(data):
+        raise run.error(f"{key}.{index}.path", f"{entry['path']} ({entry.get('split')}) has no rows; nothing to do.")
+    rows = data.to_list()
+    for number, row in enumerate(rows):
+        for column in fmt.columns:
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise run.error(
+                    f"{key}.{index}.path",
+                    f"{entry['path']} ({entry.get('split')}), row {number + 1}: {column!r} is {row[column]!r}; "
+                    "each row needs a text there: mend or delete the row.",
+                )
+    return rows, fmt
+
+
+def _load_dataset(run: RunFile, entry: dict[str, Any]) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    local = run.path(entry["path"])
+    options = {"split": entry.get("split") or "train", "name": entry.get("name")}
+    if local.is_file():
+        return datasets.load_dataset(
+            _file_type(local.suffix, entry), data_files={"train": str(local)}, **{**options, "split": "train"}
+        )
+    if local.is_dir():
+        return datasets.load_dataset(str(local), data_files=entry.get("data_files"), **options)
+    return datasets.load_dataset(
+        entry["path"], data_files=entry.get("data_files"), revision=entry.get("revision"), **options
+    )
+
+
+def _file_type(suffix: str, entry: dict[str, Any]) -> str:
+    known = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+    return str(entry.get("ds_type") or known.get(suffix, "json"))
+
+
+@contextlib.contextmanager
+def _plain_errors(run: RunFile, key: str, entry: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:  # datasets raises a score of types for a user's mistake
+        cause = error.__cause__ or error
+        words = " ".join(str(cause).split())[:300] or type(cause).__name__
+        raise run.error(
+            f"{key}.path",
+            f"{entry['path']} ({entry.get('split')}) cannot be read: {words}. Check path and split; offline, use a local copy.",
+        ) from None

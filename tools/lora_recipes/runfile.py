@@ -1,0 +1,185 @@
+"""The run file: plain Axolotl YAML, the one thing that passes between the tools."""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT, files, rendering, yamlfile
+
+import click
+import yaml
+
+KEPT = "run.yaml"
+"""The name of the run file as trained, beside the outputs."""
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A run file as read, with the folder from which its relative paths count."""
+
+    document: yamlfile.Document
+    text: str
+    anchor: Path
+
+    @property
+    def name(self) -> str:
+        return self.document.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.document.data
+
+    @property
+    def output_dir(self) -> Path:
+        return self.anchor / self.config["output_dir"]
+
+    @property
+    def sha256(self) -> str:
+        """Of the meaning of the file: comments and layout do not count."""
+        plain = yaml.safe_dump(self.config, sort_keys=True)
+        return hashlib.sha256(plain.encode()).hexdigest()
+
+    @property
+    def recipe(self) -> str:
+        """The last folder but one of output_dir: the recipe in results, tables and plots."""
+        return self.output_dir.parent.name
+
+    @property
+    def variant(self) -> str:
+        """The last folder of output_dir: the name of this run among its recipe's."""
+        return self.output_dir.name
+
+    def error(self, key: str, message: str) -> click.ClickException:
+        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        return self.document.error(path, message)
+
+    def path(self, value: str) -> Path:
+        return self.anchor / value
+
+    def model(self, key: str = "base_model") -> str:
+        """The base model: a local folder made absolute, or a name on the Hub as it is."""
+        value = self.config[key]
+        local = self.path(value)
+        return str(local) if local.exists() or value.startswith(".") else value
+
+    def keep(self) -> Path:
+        """Write the file beside its outputs, with paths that hold in any working directory.
+
+        Raises click.ClickException when the folder holds checkpoints of another run file: Axolotl
+        would resume from them and train something that neither file describes.
+        """
+        config = absolute(self.config, self.anchor)
+        folder = Path(config["output_dir"])
+        files.require_writable(folder)
+        path = folder / KEPT
+        if path.exists() and any(folder.glob("checkpoint-*")) and yaml.safe_load(path.read_text()) != config:
+            raise self.error(
+                "output_dir",
+                f"{folder} holds checkpoints of another run file; delete it, or --set output_dir to a new folder.",
+            )
+        header = [line for line in self.text.splitlines() if line.startswith("#")][:8]
+        body = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=10**9)
+        files.write_text(path, "\n".join([*header, "", body]) if header else body)
+        return path
+
+
+def load(source: str | Path) -> RunFile:
+    """Read and check a run file; `-` is stdin.
+
+    Raises click.ClickException, naming file, line and key, for YAML that is no run file: invalid,
+    empty, a duplicate key, an unknown key, a number written as text, no base_model or output_dir.
+    """
+    if source == "-":
+        if sys.stdin.isatty():
+            raise click.UsageError("- reads a run file from stdin; pipe one in, as in `tools/render.py | … -`.")
+        name, text = "stdin", _decoded(sys.stdin.buffer.read())
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise click.UsageError(f"no run file {source}; recipes/ holds the rendered ones.")
+        name, text = str(source), rendering.read_text(path)
+    document = yamlfile.load(text, name)
+    _check_keys(document, (), document.data, rendering.schema())
+    for key in ("base_model", "datasets", "output_dir"):
+        if not document.data.get(key):
+            raise click.ClickException(f"{name}: {key}: missing; a run file needs it, see recipes/ for examples.")
+    return RunFile(document, text, _anchor(document.data))
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"stdin: byte {error.start} is not UTF-8; a run file is UTF-8 text.") from None
+
+
+def _check_keys(document: yamlfile.Document, path: yamlfile.Path, node: Any, known: Any) -> None:
+    """Axolotl drops keys that it does not know in silence; here each is an error, as is a wrong type."""
+    if isinstance(node, list) and isinstance(known, dict):
+        for index, item in enumerate(node):
+            _check_keys(document, (*path, index), item, known)
+        return
+    if not isinstance(node, dict):
+        types = known.get("", "dict|list") if isinstance(known, dict) else known
+        if path and not _fits(node, types.split("|")):
+            wanted = " or ".join(t for t in types.split("|") if t != "null")
+            raise document.error(path, f"expected {wanted}, found {node!r}{_quoting_hint(node, wanted)}")
+        return
+    if not isinstance(known, dict):
+        return
+    for key, value in node.items():
+        if key not in known or key == "":
+            hint = rendering.nearest(str(key), [k for k in known if k])
+            raise document.error((*path, str(key)), f"Axolotl has no such key and would ignore it{hint or '.'}")
+        _check_keys(document, (*path, key), value, known[key])
+
+
+def _fits(value: Any, types: list[str]) -> bool:
+    kind = "null" if value is None else type(value).__name__
+    return kind == "null" or "any" in types or kind in types or (kind == "int" and "float" in types)
+
+
+def _quoting_hint(value: Any, wanted: str) -> str:
+    if isinstance(value, bool) and "str" in wanted:
+        return "; YAML reads yes, no, on and off as true and false: quote the word."
+    if isinstance(value, str) and ("int" in wanted or "float" in wanted):
+        return "; write a number without quotes."
+    return "."
+
+
+def _local_inputs(config: dict[str, Any]) -> list[str]:
+    """The relative paths that a run file may read: only those that look like, or are, local ones."""
+    inputs = [config.get("base_model"), config.get("deepspeed")]
+    for key in ("datasets", "test_datasets"):
+        inputs += [entry.get("path") for entry in config.get(key) or [] if isinstance(entry, dict)]
+    return [value for value in inputs if isinstance(value, str) and not Path(value).is_absolute()]
+
+
+def _anchor(config: dict[str, Any]) -> Path:
+    """Where relative paths count from: the working directory, as for Axolotl itself, unless files
+    that the run file names are only in this checkout (`cd elsewhere && … | axolotl train -`)."""
+    here = Path.cwd()
+    inputs = _local_inputs(config)
+    elsewhere = [value for value in inputs if not (here / value).exists() and (ROOT / value).exists()]
+    return ROOT if elsewhere else here
+
+
+def absolute(config: dict[str, Any], anchor: Path) -> dict[str, Any]:
+    """A copy of the configuration in which every local path is absolute."""
+    config = yaml.safe_load(yaml.safe_dump(config))  # a deep copy without shared anchors
+
+    def local(value: Any) -> Any:
+        return str(anchor / value) if isinstance(value, str) and (anchor / value).exists() else value
+
+    config["base_model"] = local(config["base_model"])
+    if "deepspeed" in config:
+        config["deepspeed"] = local(config["deepspeed"])
+    for key in ("datasets", "test_datasets"):
+        for entry in config.get(key) or []:
+            entry["path"] = local(entry["path"])
+    for key in ("output_dir", "dataset_prepared_path"):
+        if config.get(key):
+            config[key] = str(anchor / config[key])
+    return config

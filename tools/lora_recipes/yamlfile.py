@@ -1,0 +1,145 @@
+"""Strict YAML in, readable YAML out.
+
+PyYAML accepts a key twice (the last wins) and reads ``1e-4`` as text. Both have trained the wrong
+thing for somebody, so both are errors here, and every key knows its line and its comment.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import yaml
+
+Path = tuple[str | int, ...]
+
+_TEXT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_COMMENT = re.compile(r":?\s*(?:&\S+\s)?\s*#(.*)")
+_WIDTH = 96
+
+
+@dataclass
+class Document:
+    """A YAML mapping with the line (from 1) and the trailing comment of each of its keys."""
+
+    name: str
+    data: dict[str, Any]
+    lines: dict[Path, int] = field(default_factory=dict)
+    comments: dict[Path, str] = field(default_factory=dict)
+
+    def error(self, path: Path, message: str) -> click.ClickException:
+        """An error that names the file, the line and the key."""
+        line = next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), 1)
+        return click.ClickException(f"{self.name}, line {line}: {dotted(path)}: {message}")
+
+
+def dotted(path: Path) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def load(text: str, name: str) -> Document:
+    """Read one YAML mapping.
+
+    Raises click.ClickException, naming the line, for invalid YAML, an empty document, a document
+    that is no mapping, a duplicate key and a number that YAML 1.1 reads as text.
+    """
+    document = Document(name, {})
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise click.ClickException(f"{name} is empty: expected a YAML mapping of Axolotl keys.")
+        if not isinstance(node, yaml.MappingNode):
+            raise click.ClickException(
+                f"{name}, line 1: expected a YAML mapping of Axolotl keys, found another kind of value."
+            )
+        _walk(node, (), document, text.splitlines())
+        document.data = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        raise click.ClickException(f"{name}{where}: invalid YAML: {problem}.") from None
+    return document
+
+
+def _walk(node: yaml.Node, path: Path, document: Document, lines: list[str]) -> None:
+    if isinstance(node, yaml.ScalarNode):
+        if not node.style and node.tag == "tag:yaml.org,2002:str" and _TEXT_NUMBER.fullmatch(node.value):
+            number = yaml.safe_dump(float(node.value)).split()[0]
+            raise document.error(
+                path, f"YAML reads {node.value} as text; write {number}, or quote it if text is meant."
+            )
+        return
+    children: list[tuple[str | int, yaml.Node, yaml.Node]]
+    if isinstance(node, yaml.MappingNode):
+        children = [(str(key.value), key, value) for key, value in node.value]
+    else:
+        children = [(index, item, item) for index, item in enumerate(node.value)]
+    for part, key, value in children:
+        here = (*path, part)
+        line = key.start_mark.line
+        if here in document.lines:
+            first = document.lines[here]
+            raise click.ClickException(
+                f"{document.name}, line {line + 1}: {dotted(here)}: duplicate key, first on line {first}; delete one."
+            )
+        document.lines[here] = line + 1
+        if comment := _comment(key, value, lines):
+            document.comments[here] = comment
+        _walk(value, here, document, lines)
+
+
+def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
+    block = isinstance(value, yaml.CollectionNode) and not value.flow_style
+    mark = key.end_mark if block else value.end_mark
+    if (block and key is value) or mark.line >= len(lines):
+        return ""
+    found = _COMMENT.match(lines[mark.line][mark.column :])
+    return found.group(1).strip() if found else ""
+
+
+def scalar(value: Any) -> str:
+    """One value as YAML on one line, read back as the same value by YAML 1.1 and 1.2 alike."""
+    text = yaml.safe_dump(value, width=10**9, allow_unicode=True, default_flow_style=True, sort_keys=False)
+    text = text.removesuffix("...\n").strip()
+    if isinstance(value, str) and (text[:1] == "'" or "\n" in text or _TEXT_NUMBER.fullmatch(value)):
+        text = yaml.safe_dump(value, width=10**9, allow_unicode=True, default_style='"').strip()
+    return text
+
+
+def entry(key: str, value: Any, comments: dict[Path, str], path: Path = (), indent: int = 0) -> str:
+    """``key: value  # comment`` as lines; nested mappings and lists of mappings in block style."""
+    here = (*path, key)
+    pad, note = " " * indent, comments.get(here, "")
+    if isinstance(value, dict) and value:
+        body = "".join(entry(str(k), v, comments, here, indent + 2) for k, v in value.items())
+        return _line(f"{pad}{scalar(key)}:", note) + body
+    if isinstance(value, list) and any(isinstance(item, dict) and item for item in value):
+        body = "".join(_item(item, comments, (*here, n), indent + 2) for n, item in enumerate(value))
+        return _line(f"{pad}{scalar(key)}:", note) + body
+    if isinstance(value, list):
+        flow = f"{pad}{scalar(key)}: [{', '.join(_in_flow(item) for item in value)}]"
+        if len(flow) <= _WIDTH:
+            return _line(flow, note)
+        return _line(f"{pad}{scalar(key)}:", note) + "".join(f"{pad}  - {scalar(item)}\n" for item in value)
+    return _line(f"{pad}{scalar(key)}: {scalar(value)}", note)
+
+
+def _item(item: Any, comments: dict[Path, str], path: Path, indent: int) -> str:
+    pad = " " * indent
+    if not (isinstance(item, dict) and item):
+        return f"{pad}- {scalar(item)}\n"
+    body = "".join(entry(str(k), v, comments, path, indent + 2) for k, v in item.items())
+    return f"{pad}- {body[indent + 2 :]}"
+
+
+def _in_flow(item: Any) -> str:
+    """Inside [ ], a plain text with a comma or a bracket would fall apart: dump it in a list."""
+    text = yaml.safe_dump([item], width=10**9, allow_unicode=True, default_flow_style=True).strip()[1:-1]
+    plain = isinstance(item, str) and (text[:1] == "'" or _TEXT_NUMBER.fullmatch(item))
+    return scalar(item) if plain and scalar(item)[:1] == '"' else text
+
+
+def _line(text: str, comment: str) -> str:
+    return f"{text:<42} # {comment}\n" if comment else f"{text}\n"

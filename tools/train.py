@@ -1,0 +1,29 @@
+#!/usr/bin/env python3
+"""Train a run file with transformers' Trainer and PEFT; needs no Axolotl."""
+
+from lora_recipes import processes, runfile
+
+import click
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+def main(run: str) -> None:
+    """Train the adapter of a run file; - reads it from stdin.
+
+    Runs under torchrun and accelerate launch as well.
+
+    \b
+    Example:
+      tools/train.py recipes/smollm2-african-history/peft.yaml
+    """
+    if run == "-" and processes.world_size() > 1:
+        raise click.UsageError("of several processes only one can read stdin; save the run file and give its path.")
+    loaded = runfile.load(run)
+    from lora_recipes import trainer
+
+    trainer.train(loaded)
+
+
+if __name__ == "__main__":
+    main()
