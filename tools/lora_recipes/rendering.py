@@ -1,7 +1,5 @@
 """Recipe + variant -> run file. Imports nothing heavy: `tools/render.py` answers in a fraction of a second."""
 
-import difflib
-import functools
 import hashlib
 import json
 import re
@@ -9,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, yamlfile
+from lora_recipes import ROOT, keys, yamlfile
 
 import click
 import jinja2
-import yaml
 
 RECIPES = ROOT / "templates" / "recipes"
 VARIANTS = ROOT / "templates" / "variants"
@@ -51,12 +48,6 @@ def _rank(name: str) -> tuple[int, str]:
     return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
 
 
-def nearest(word: str, known: Any) -> str:
-    """', did you mean …?' or nothing."""
-    near = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f", did you mean {near[0]!r}?" if near else ""
-
-
 def render(recipe: str, variant: str, settings: tuple[str, ...] = (), inline_deepspeed: bool = False) -> str:
     """The text of a run file.
 
@@ -82,7 +73,7 @@ def load_recipe(recipe: str) -> Rendered:
         if path.parent == RECIPES:
             known = recipe_names()
             raise click.UsageError(
-                f"no recipe {recipe!r}{nearest(recipe, known)} Known: {', '.join(known)}; or give a path to your own."
+                f"no recipe {recipe!r}{keys.nearest(recipe, known)} Known: {', '.join(known)}; or give a path to your own."
             )
         raise click.UsageError(f"no ingredients file {recipe}; `tools/render.py --list` shows the recipes there are.")
     label = relative(path)
@@ -103,7 +94,7 @@ def load_recipe(recipe: str) -> Rendered:
         )
     for key, value in facts.items():
         if key not in _FACTS:
-            raise document.error(("recipe", key), f"unknown key{nearest(key, _FACTS)} Known: {', '.join(_FACTS)}.")
+            raise document.error(("recipe", key), f"unknown key{keys.nearest(key, _FACTS)} Known: {', '.join(_FACTS)}.")
         if not isinstance(value, _FACTS[key]) or (isinstance(value, bool) and _FACTS[key] is int):
             raise document.error(("recipe", key), f"expected {_FACTS[key].__name__}, found {value!r}.")
     for key in ("title", "hardware", "global_batch"):
@@ -120,7 +111,7 @@ def parse_variant(variant: str, made: Rendered) -> list[str]:
     for name in names:
         if name not in known:
             raise click.UsageError(
-                f"no variant {name!r}{nearest(name, known)} Known: {', '.join(known)}, joined with +."
+                f"no variant {name!r}{keys.nearest(name, known)} Known: {', '.join(known)}, joined with +."
             )
     if repeated := {name for name in names if names.count(name) > 1}:
         raise click.UsageError(f"variant {variant!r} names {repeated.pop()!r} twice; once is enough.")
@@ -190,16 +181,16 @@ def _apply_setting(made: Rendered, setting: str) -> None:
     if not equals or not key:
         raise click.UsageError(f"--set {setting!r}: expected key=value, as in --set learning_rate=2e-4.")
     if key in ("gpus", "global_batch"):
-        value = _typed(key, text, "int")
+        value = keys.typed(key, text, "int")
         if value < 1:
             raise click.UsageError(f"--set {setting}: expected a whole number from 1.")
         made.facts[key] = value
         return
     path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-    types = known_type(path)
+    types = keys.known_type(path)
     if types is None:
-        raise click.UsageError(f"--set {key}: Axolotl has no such key{_nearest_key(path)}")
-    _put(made.run, path, _typed(key, text, types), key)
+        raise click.UsageError(f"--set {key}: Axolotl has no such key{keys.nearest_key(path)}")
+    _put(made.run, path, keys.typed(key, text, types), key)
     _forget_comments(made, path)
     made.set_keys.add(str(path[0]))
 
@@ -223,68 +214,6 @@ def _put(node: Any, path: yamlfile.Path, value: Any, key: str) -> None:
     node[path[-1]] = value  # type: ignore[index]
 
 
-@functools.cache
-def schema() -> dict[str, Any]:
-    """Key -> type of every key of the pinned Axolotl, nested as the keys are; made by tools/lora_recipes/schema.py."""
-    return json.loads(read_text(Path(__file__).with_name("axolotl_keys.json")))["keys"]
-
-
-def known_type(path: yamlfile.Path) -> Any:
-    """The type of a key as Axolotl's schema has it; None where there is no such key."""
-    node: Any = schema()
-    for part in path:
-        if isinstance(part, int):
-            continue
-        if isinstance(node, str):
-            return "any" if "dict" in node or "any" in node else None
-        if part not in node:
-            return None
-        node = node[part]
-        if isinstance(node, dict) and "" in node and part != path[-1]:
-            continue
-    return node
-
-
-def _nearest_key(path: yamlfile.Path) -> str:
-    node: Any = schema()
-    for n, part in enumerate(path):
-        if isinstance(part, int):
-            continue
-        if not isinstance(node, dict) or part not in node:
-            near = nearest(str(part), [k for k in node if k] if isinstance(node, dict) else [])
-            prefix = yamlfile.dotted(path[:n])
-            return near.replace("did you mean '", f"did you mean '{prefix}{'.' if prefix else ''}") or "."
-        node = node[part]
-    return "."
-
-
-def _typed(key: str, text: str, types: Any) -> Any:
-    """The text of a --set value as the type that the key has in Axolotl's schema."""
-    if isinstance(types, dict):
-        types = types.get("", "any")
-    wanted = types.split("|")
-    if "float" in wanted or "int" in wanted:
-        for kind in (int, float):
-            if kind.__name__ in wanted:
-                try:
-                    return kind(text)
-                except ValueError:
-                    pass
-    value: Any
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise click.UsageError(f"--set {key}: {text!r} is not valid YAML; quote it.") from None
-    if value is None and "null" not in wanted:
-        return None
-    kind_of_value = "null" if value is None else type(value).__name__
-    if "any" in wanted or kind_of_value in wanted:
-        return value
-    if "str" in wanted and not isinstance(value, (dict, list)):
-        return text
-    raise click.UsageError(f"--set {key}: expected {' or '.join(w for w in wanted if w != 'null')}, found {text!r}.")
-
-
 def _derive(made: Rendered) -> None:
     """What follows from the rest: the share of each step in the global batch, and where outputs go."""
     run, facts = made.run, made.facts
@@ -304,9 +233,7 @@ def _derive(made: Rendered) -> None:
         digest = data_digest(run)
         run["dataset_prepared_path"] = f".cache/prepared/{made.name}{digest and '-' + digest}"
         if digest:
-            made.comments["dataset_prepared_path",] = (
-                "ends in a hash of the rows: Axolotl's cache ignores their content"
-            )
+            made.comments["dataset_prepared_path",] = "a hash of the rows: Axolotl's cache ignores them"
     if "output_dir" not in run:
         run["output_dir"] = f"outputs/{made.name}/{made.variant}"
 

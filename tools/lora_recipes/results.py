@@ -57,7 +57,8 @@ def update(run: RunFile, kind: str, content: dict[str, Any], base: bool = False)
     """Put one section (training, evaluation, benchmark, merge) into the system's result.json."""
     path = folder(run, base) / "result.json"
     with files.locked(path):
-        result = read(path) if path.exists() else {"recipe": run.recipe, "variant": "base" if base else run.variant}
+        fresh: dict[str, Any] = {"recipe": run.recipe, "variant": "base" if base else run.variant}
+        result = read(path) if path.exists() else fresh
         result[kind] = content
         files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return path

@@ -96,5 +96,6 @@ def _plain_errors(run: RunFile, key: str, entry: dict[str, Any]) -> Iterator[Non
         words = " ".join(str(cause).split())[:300] or type(cause).__name__
         raise run.error(
             f"{key}.path",
-            f"{entry['path']} ({entry.get('split')}) cannot be read: {words}. Check path and split; offline, use a local copy.",
+            f"{entry['path']} ({entry.get('split')}) cannot be read: {words}. "
+            "Check path and split; offline, use a local copy.",
         ) from None

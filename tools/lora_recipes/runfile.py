@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, rendering, yamlfile
+from lora_recipes import ROOT, files, keys, rendering, yamlfile
 
 import click
 import yaml
@@ -101,7 +101,7 @@ def load(source: str | Path) -> RunFile:
             raise click.UsageError(f"no run file {source}; recipes/ holds the rendered ones.")
         name, text = str(source), rendering.read_text(path)
     document = yamlfile.load(text, name)
-    _check_keys(document, (), document.data, rendering.schema())
+    _check_keys(document, (), document.data, keys.schema())
     for key in ("base_model", "datasets", "output_dir"):
         if not document.data.get(key):
             raise click.ClickException(f"{name}: {key}: missing; a run file needs it, see recipes/ for examples.")
@@ -131,7 +131,7 @@ def _check_keys(document: yamlfile.Document, path: yamlfile.Path, node: Any, kno
         return
     for key, value in node.items():
         if key not in known or key == "":
-            hint = rendering.nearest(str(key), [k for k in known if k])
+            hint = keys.nearest(str(key), [k for k in known if k])
             raise document.error((*path, str(key)), f"Axolotl has no such key and would ignore it{hint or '.'}")
         _check_keys(document, (*path, key), value, known[key])
 

@@ -31,7 +31,9 @@ class PlainTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # a mean a micro batch, see the module's docstring
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Mean cross-entropy in nats over the labels that are not IGNORED.
 
         `labels` is [rows, length]; logits are made for the columns in which any row has a label.

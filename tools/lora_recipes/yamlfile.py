@@ -16,6 +16,7 @@ Path = tuple[str | int, ...]
 _TEXT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _COMMENT = re.compile(r":?\s*(?:&\S+\s)?\s*#(.*)")
 _WIDTH = 96
+_DEPTH = 20
 
 
 @dataclass
@@ -31,6 +32,13 @@ class Document:
         """An error that names the file, the line and the key."""
         line = next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), 1)
         return click.ClickException(f"{self.name}, line {line}: {dotted(path)}: {message}")
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what an anchor repeats is repeated: a change of one place stays there."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def dotted(path: Path) -> str:
@@ -54,7 +62,7 @@ def load(text: str, name: str) -> Document:
                 f"{name}, line 1: expected a YAML mapping of Axolotl keys, found another kind of value."
             )
         _walk(node, (), document, text.splitlines())
-        document.data = loader.construct_document(node)
+        document.data = _unshared(loader.construct_document(node))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -71,6 +79,8 @@ def _walk(node: yaml.Node, path: Path, document: Document, lines: list[str]) -> 
                 path, f"YAML reads {node.value} as text; write {number}, or quote it if text is meant."
             )
         return
+    if len(path) > _DEPTH:
+        raise document.error(path[:3], "nested too deep, or an anchor that contains itself.")
     children: list[tuple[str | int, yaml.Node, yaml.Node]]
     if isinstance(node, yaml.MappingNode):
         children = [(str(key.value), key, value) for key, value in node.value]

@@ -1,0 +1,119 @@
+"""Run files are read strictly, and kept whole beside their outputs."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+from lora_recipes import ROOT, axolotl_cli, rendering, runfile, yamlfile
+
+import click
+import pytest
+
+GOOD = "base_model: x/y\ndatasets:\n  - path: a/b\noutput_dir: outputs/r/v\n"
+
+
+def load(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return runfile.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", ["is empty"]),
+        (b"\xff\xfe", ["not UTF-8"]),
+        (GOOD + "seed: 1\nseed: 2\n", ["line 6", "seed", "duplicate key"]),
+        (GOOD + "learning_rate: 1e-4\n", ["line 5", "learning_rate", "reads 1e-4 as text"]),
+        (GOOD + 'learning_rate: "1e-4"\n', ["line 5", "learning_rate", "expected float", "without quotes"]),
+        (GOOD + "learning_rte: 1\n", ["line 5", "learning_rte", "did you mean 'learning_rate'"]),
+        (GOOD.replace("  - path: a/b", "  - path: a/b\n    tipe: x"), ["line 4", "datasets.0.tipe", "'type'"]),
+        (GOOD + "micro_batch_size: two\n", ["line 5", "micro_batch_size", "expected int"]),
+        (GOOD + "eval_strategy: no\n", ["line 5", "eval_strategy", "quote the word"]),
+        ("base_model: x/y\noutput_dir: o\n", ["datasets", "missing"]),
+        ("a: [\n", ["line 2", "invalid YAML"]),
+        ("just text\n", ["expected a YAML mapping"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_naming_the_file_the_line_and_the_remedy(tmp_path, text, words):
+    with pytest.raises(click.ClickException) as caught:
+        load(tmp_path, text)
+    assert all(word in caught.value.message for word in ["run.yaml", *words]), caught.value.message
+
+
+def test_a_missing_run_file_is_wrong_usage():
+    with pytest.raises(click.UsageError, match="no run file nowhere.yaml"):
+        runfile.load("nowhere.yaml")
+
+
+def test_the_hash_is_of_the_meaning_not_of_the_comments(tmp_path):
+    assert load(tmp_path, GOOD).sha256 == load(tmp_path, "# hello\n" + GOOD).sha256
+    assert load(tmp_path, GOOD).sha256 != load(tmp_path, GOOD + "seed: 1\n").sha256
+
+
+def from_stdin(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, buffer=io.BytesIO(text.encode())))
+
+
+def test_paths_count_from_the_checkout_where_only_it_has_the_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from_stdin(monkeypatch, rendering.render("smollm2-african-history", "ds2"))
+    run = runfile.load("-")
+    assert run.output_dir == ROOT / "outputs" / "smollm2-african-history" / "ds2"
+
+
+def test_paths_count_from_the_working_directory_as_for_axolotl(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    from_stdin(monkeypatch, GOOD.replace("a/b", "rows.jsonl"))
+    assert runfile.load("-").output_dir == tmp_path / "outputs" / "r" / "v"
+
+
+def test_a_run_file_from_stdin_is_kept_beside_its_outputs_with_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    text = rendering.render("smollm2-african-history", "ds2", (f"output_dir={tmp_path}/out",))
+    from_stdin(monkeypatch, text)
+    path = runfile.load("-").keep()
+    kept = yamlfile.load(path.read_text(), "kept").data
+    assert path == tmp_path / "out" / "run.yaml"
+    assert kept["deepspeed"] == str(ROOT / "deepspeed_configs" / "zero2.json")
+    assert kept["datasets"][0]["path"] == str(ROOT / "data" / "african_history")
+    assert path.read_text().splitlines()[0] == text.splitlines()[0]
+
+
+def test_another_run_file_over_checkpoints_is_refused(tmp_path, monkeypatch):
+    text = GOOD.replace("outputs/r/v", str(tmp_path / "out"))
+    load(tmp_path, text).keep()
+    (tmp_path / "out" / "checkpoint-3").mkdir()
+    load(tmp_path, text).keep()
+    with pytest.raises(click.ClickException, match="checkpoints of another run file"):
+        load(tmp_path, text + "seed: 2\n").keep()
+
+
+def test_axolotl_takes_stdin_for_a_bare_dash_and_leaves_every_other_call_alone(tmp_path, monkeypatch):
+    for args in (["--version"], ["train", "x.yaml"], ["train", "x.yaml", "--", "-"], ["-"]):
+        assert axolotl_cli.with_stdin_kept(args) == args
+    from_stdin(monkeypatch, GOOD.replace("outputs/r/v", str(tmp_path / "out")))
+    args = axolotl_cli.with_stdin_kept(["train", "--launcher", "torchrun", "-", "--", "--nproc-per-node=2"])
+    assert args == ["train", "--launcher", "torchrun", f"{tmp_path}/out/run.yaml", "--", "--nproc-per-node=2"]
+
+
+def test_a_plugin_that_cannot_be_imported_stops_the_run(tmp_path, monkeypatch):
+    from_stdin(monkeypatch, GOOD.replace("outputs/r/v", str(tmp_path / "out")) + "plugins: [no_such.Plugin]\n")
+    with pytest.raises(click.ClickException, match="no_such.Plugin cannot be imported"):
+        axolotl_cli.with_stdin_kept(["train", "-"])
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "seed: 1\nseed: 2\n"])
+def test_axolotl_with_bad_stdin_fails_in_one_sentence(text):
+    import subprocess
+
+    axolotl = str(ROOT / ".venv" / "bin" / "axolotl")
+    done = subprocess.run([axolotl, "train", "-"], input=text, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("Error: stdin") and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_fails_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(click.ClickException, match="cannot be written"):
+        load(tmp_path, GOOD.replace("outputs/r/v", str(tmp_path / "file" / "out"))).keep()

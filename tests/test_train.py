@@ -1,0 +1,157 @@
+"""The plain trainer: what it takes, what it refuses, and that it survives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from lora_recipes import ROOT, runfile, settings
+
+import click
+import pytest
+
+SMALL = ("global_batch=4", "micro_batch_size=2", "max_steps=4", "bf16=false", "evals_per_epoch=1", "save_steps=1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("sample_packing=true", ["sample_packing", "supports False only"]),
+        ("val_set_size=0.1", ["val_set_size"]),
+        ("torch_compile=true", ["torch_compile", "does not support this key"]),
+        ("plugins=[axolotl.integrations.liger.LigerPlugin]", ["plugins.0", "LigerPlugin"]),
+        ("adapter=qlora", ["adapter", "go together"]),
+        ("excess_length_strategy=truncate", ["drop or raise"]),
+    ],
+)
+def test_a_key_it_does_not_support_is_an_error_never_ignored(run_file, setting, words):
+    run = runfile.load(run_file("peft", setting))
+    with pytest.raises(click.ClickException) as caught:
+        settings.require_supported(run)
+    assert all(word in caught.value.message for word in ["line", *words]), caught.value.message
+
+
+@pytest.mark.parametrize("variant", ["lora", "qlora", "ds2", "ds3", "peft", "peft+qlora", "peft+ds2"])
+@pytest.mark.parametrize("recipe", ["smollm2-african-history", "phi4-mini-african-history"])
+def test_every_checked_in_run_file_is_supported(recipe, variant):
+    settings.require_supported(runfile.load(ROOT / "recipes" / recipe / f"{variant}.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "setting", "steps"), [(483, "num_epochs=1", 61), (483, "num_epochs=2", 122), (9, "max_steps=7", 7)]
+)
+def test_steps_are_counted_as_transformers_counts_them(run_file, rows, setting, steps):
+    assert settings.total_steps(runfile.load(run_file("peft", setting)), rows) == steps
+
+
+def train(path, *command, **options):
+    return subprocess.run(
+        [*(command or [sys.executable]), str(ROOT / "tools" / "train.py"), str(path)],
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture
+def small(run_file, tmp_path, embedded_model):
+    for part in ("train", "validation"):
+        lines = (ROOT / "data" / "african_history" / f"{part}.jsonl").read_text().splitlines()[:8]
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    data = (f"datasets.0.path={tmp_path}", f"test_datasets.0.path={tmp_path}")
+
+    def write(variant="peft", *more):
+        return run_file(variant, *SMALL, *data, *more)
+
+    return write
+
+
+def tensors(run):
+    from safetensors.torch import load_file
+
+    return load_file(run.output_dir / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_target_module_that_does_not_exist_is_an_error(small):
+    done = train(small("peft", "lora_target_modules=[q_proj, qkv_proj]"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "lora_target_modules.1: no module" in done.stderr and "qkv_proj; it has" in done.stderr
+
+
+@pytest.mark.slow
+def test_it_trains_in_an_environment_without_axolotl(small):
+    path = small()
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['axolotl'] = None\n"  # an import of it is now an ImportError
+        f"sys.argv = ['train.py', {str(path)!r}]; sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
+        f"runpy.run_path({str(ROOT / 'tools' / 'train.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "" and "step 4/4  loss" in done.stderr
+    result = json.loads((runfile.load(path).output_dir / "result.json").read_text())
+    metrics = result["training"]["metrics"]
+    assert metrics["steps"] == 4 and metrics["rows"] == 8
+    assert metrics["trainable_parameters"] == 4884480  # r=16 on the seven linear layers of 30 blocks
+    assert metrics["last_train_loss"] < metrics["first_train_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["peft", "peft+ds2"])
+def test_two_processes_equal_one(small, variant, tmp_path):
+    one = small("peft", f"output_dir={tmp_path}/one")
+    assert train(one).returncode == 0
+    first = runfile.load(one)
+    two = small(variant, "gpus=2", f"output_dir={tmp_path}/two")
+    done = train(two, str(ROOT / ".venv" / "bin" / "torchrun"), "--nproc-per-node=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = tensors(first), tensors(runfile.load(two))
+    assert max((a[name] - b[name]).abs().max().item() for name in a) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_goes_on_and_ends_the_same(small, tmp_path):
+    whole, killed = small("peft", f"output_dir={tmp_path}/whole"), None
+    assert train(whole).returncode == 0
+    expected = tensors(runfile.load(whole))
+    killed = small("peft", f"output_dir={tmp_path}/killed")
+    run = runfile.load(killed)
+    running = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "train.py"), str(killed)], stderr=subprocess.DEVNULL
+    )
+    while not (run.output_dir / "checkpoint-2" / "trainer_state.json").exists():
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    (run.output_dir / "checkpoint-9").mkdir()  # as left by a kill while a checkpoint is written
+    done = train(killed)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "checkpoint-9 is not whole" in done.stderr and "going on from" in done.stderr
+    assert all((tensors(run)[name] - expected[name]).abs().max() <= 1e-6 for name in expected)
+    again = train(killed)
+    assert again.returncode == 0 and "nothing to do" in again.stderr
+
+
+def test_wandb_without_a_login_is_said_before_the_model_is_loaded(small):
+    path = small("peft", "wandb_project=p")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {
+        "HOME": str(path.parent)
+    }
+    done = train(path, env=environment)
+    assert done.returncode == 1 and "wandb_project: no W&B login" in done.stderr and "wandb login" in done.stderr
+
+
+def test_stdin_for_several_processes_is_wrong_usage():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "train.py"), "-"],
+        input="",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WORLD_SIZE": "2"},
+    )
+    assert done.returncode == 2 and "only one can read stdin" in done.stderr
