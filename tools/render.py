@@ -19,11 +19,25 @@ def _print_list() -> None:
 
 
 def _checked_in() -> dict[Path, str]:
-    return {
+    rendered = {
         ROOT / "recipes" / recipe / f"{variant}.yaml": rendering.render(recipe, variant)
         for recipe in rendering.recipe_names()
         for variant in rendering.CHECKED_IN
     }
+    return rendered | {ROOT / "README.md": _readme()}
+
+
+def _readme() -> str:
+    """README.md with its table of recipes and variants made anew."""
+    text = rendering.read_text(ROOT / "README.md")
+    before, _, rest = text.partition("<!-- recipes -->\n")
+    after = rest.partition("<!-- /recipes -->\n")[2]
+    lines = ["| recipe | trains | runs on | variants |", "|---|---|---|---|"]
+    for name in rendering.recipe_names():
+        facts = rendering.load_recipe(name).facts
+        files_ = " ".join(f"[{variant}](recipes/{name}/{variant}.yaml)" for variant in rendering.CHECKED_IN)
+        lines.append(f"| `{name}` | {facts['title']} | {facts['hardware']} | {files_} |")
+    return "\n".join([f"{before}<!-- recipes -->", *lines, f"<!-- /recipes -->\n{after}"])
 
 
 def _diff(old: str, new: str, old_name: str, new_name: str) -> str:
@@ -46,10 +60,10 @@ def _check() -> None:
         click.echo(f"{rendering.relative(path)}: no recipe and variant renders this file")
     if drifted or strangers:
         raise click.ClickException(
-            f"{drifted} of {len(expected)} run files differ from the templates and {len(strangers)} are unknown; "
+            f"{drifted} of {len(expected)} files differ from the templates and {len(strangers)} are unknown; "
             "`tools/render.py --all` writes them anew."
         )
-    click.echo(f"{len(expected)} run files are what the templates give.", err=True)
+    click.echo(f"{len(expected)} files are what the templates give.", err=True)
 
 
 @click.command()
