@@ -20,6 +20,9 @@ def main(run: str) -> None:
     if run == "-" and processes.world_size() > 1:
         raise click.UsageError("of several processes only one can read stdin; save the run file and give its path.")
     loaded = runfile.load(run)
+    from lora_recipes import libraries
+
+    libraries.quiet()
     from lora_recipes import trainer
 
     trainer.train(loaded)

@@ -72,9 +72,8 @@ def load_recipe(recipe: str) -> Rendered:
     if not path.is_file():
         if path.parent == RECIPES:
             known = recipe_names()
-            raise click.UsageError(
-                f"no recipe {recipe!r}{keys.nearest(recipe, known)} Known: {', '.join(known)}; or give a path to your own."
-            )
+            near = keys.nearest(recipe, known)
+            raise click.UsageError(f"no recipe {recipe!r}{near} Known: {', '.join(known)}; or give a path to your own.")
         raise click.UsageError(f"no ingredients file {recipe}; `tools/render.py --list` shows the recipes there are.")
     label = relative(path)
     text = read_text(path)

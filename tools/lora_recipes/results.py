@@ -120,12 +120,6 @@ def read(path: Path) -> dict[str, Any]:
     return result
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """All results below a folder (result.json under outputs/, <variant>.json under results/), base first."""
-    found = [read(path) for path in sorted({*folder.rglob("result.json"), *folder.glob("*/*.json")}) if path.is_file()]
-    return sorted(found, key=lambda result: (result["recipe"], result["variant"] != "base", result["variant"]))
-
-
 def finished(run: RunFile) -> bool:
     """Whether this very run file was trained to its end: its adapter is there and its result notes it."""
     path = run.output_dir / "result.json"

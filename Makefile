@@ -1,0 +1,30 @@
+# Everything happens in .venv, which `make setup` makes; nothing has to be activated first.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: help setup demo check test recipes
+
+help:
+	@echo 'make setup    .venv with Axolotl, DeepSpeed and two small models (minutes, once)'
+	@echo 'make demo     train, merge and score a small model here, without a GPU'
+	@echo 'make check    lint, types, and recipes/ against the templates'
+	@echo 'make test     check, then every test, the fast ones first'
+	@echo 'make recipes  write recipes/ anew from the templates'
+
+setup:
+	@$(PYTHON) tools/install.py
+
+demo: setup
+	$(BIN)/python tools/demo.py
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python tools/render.py --check
+
+test: check
+	$(BIN)/pytest
+
+recipes: setup
+	$(BIN)/python tools/render.py --all

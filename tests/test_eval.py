@@ -1,0 +1,437 @@
+"""tools/eval.py: answers that survive a kill, prompts as trained, adapters beside each other on one base."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT, answering, models, questions, runfile, tracking
+from lora_recipes.questions import Question
+
+import click
+import eval as eval_tool
+import pytest
+from click.testing import CliRunner, Result
+
+RECIPE = "smollm2-african-history"
+FEW = ("--limit", "6", "--max-new-tokens", "8", "--batch-size", "2")
+
+
+def evaluate(*args: object) -> Result:
+    return CliRunner().invoke(eval_tool.main, [str(arg) for arg in args])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def section(folder: Path, kind: str = "evaluation") -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())[kind]
+
+
+def saved(row: int, settings: str) -> dict[str, Any]:
+    texts = {"question": "q", "reference": "r", "answer": f"answer {row}"}
+    return {"row": row, **texts, "finished": True, "new_tokens": 3, "reference_nats": 1.5, "settings": settings}
+
+
+def write(path: Path, *answers: dict[str, Any], tail: bytes = b"") -> None:
+    path.write_bytes("".join(json.dumps(answer) + "\n" for answer in answers).encode() + tail)
+
+
+# The answers file
+
+
+def test_answers_under_the_hash_of_their_row_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "answers-test.jsonl"
+    write(path, saved(1, "b"), saved(0, "a"))
+    before = path.read_bytes()
+    assert answering.kept(path, {0: "a", 1: "b", 2: "c"}) == {1: saved(1, "b"), 0: saved(0, "a")}
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"row": 1, "question": "q', b"\0\0\0\0", b'{"row": 1}\n', "é".encode()[:1], b"[1]\n"]
+)
+def test_a_damaged_last_line_is_dropped_with_a_notice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tail: bytes
+) -> None:
+    path = tmp_path / "answers-test.jsonl"
+    write(path, saved(0, "a"), tail=tail)
+    assert list(answering.kept(path, {0: "a", 1: "b"})) == [0]
+    assert lines(path) == [saved(0, "a")]
+    assert "1 damaged line dropped" in capsys.readouterr().err
+
+
+def test_a_whole_last_line_without_its_newline_is_not_joined_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "answers-test.jsonl"
+    path.write_text(json.dumps(saved(0, "a")))
+    answering.kept(path, {0: "a", 1: "b"})
+    answering._append(path, [saved(1, "b")])
+    assert lines(path) == [saved(0, "a"), saved(1, "b")]
+
+
+def test_answers_under_another_hash_are_moved_aside_and_never_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers-test.jsonl"
+    write(path, saved(0, "a"), saved(1, "b"))
+    assert answering.kept(path, {0: "a", 1: "changed"}) == {0: saved(0, "a")}
+    assert "1 answers of another model, adapter, prompt or setting moved" in capsys.readouterr().err
+    assert answering.kept(path, {0: "changed", 1: "changed"}) == {}
+    assert lines(path.with_name("answers-test.jsonl.old")) == [saved(1, "b"), saved(0, "a")]
+    assert path.read_text() == ""
+
+
+def test_a_second_evaluation_waits_for_the_first_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers-test.jsonl"
+    order: list[str] = []
+
+    def second() -> None:
+        with answering.locked([path]):
+            order.append("second")
+
+    with answering.locked([path]):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert "another evaluation is answering; waiting for it" in capsys.readouterr().err
+
+
+def test_the_hash_of_an_answer_changes_with_everything_that_determines_it() -> None:
+    settings = {"adapter": "one", "max_new_tokens": 8}
+    question = Question(0, "q", "r", [1, 2], [3])
+    changed = [
+        questions.hashes({**settings, "adapter": "two"}, [question]),
+        questions.hashes({**settings, "max_new_tokens": 9}, [question]),
+        questions.hashes(settings, [Question(0, "q", "r", [1, 2, 2], [3])]),
+        questions.hashes(settings, [Question(0, "q", "other", [1, 2], [3])]),
+    ]
+    assert len({found[0] for found in [*changed, questions.hashes(settings, [question])]}) == 5
+    assert (
+        questions.hashes(settings, [question, Question(1, "q", "r", [1, 2], [3])])[0]
+        == (questions.hashes(settings, [question])[0])
+    )
+
+
+def test_an_adapter_is_known_by_its_weights_and_scale_wherever_it_lies(tmp_path: Path) -> None:
+    def adapter(name: str, weights: bytes = b"w", **config: Any) -> str:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(weights)
+        whole = {"r": 8, "lora_alpha": 16, "target_modules": ["q", "v"], "base_model_name_or_path": name, **config}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(whole))
+        return questions.adapter_identity(tmp_path / name)
+
+    first = adapter("first")
+    assert adapter("moved", target_modules=["v", "q"]) == first
+    assert adapter("scaled", lora_alpha=32) != first
+    assert adapter("trained", weights=b"W") != first
+
+
+# Wrong usage
+
+
+def test_the_same_run_twice_is_wrong_usage(run_file: Callable[..., Path]) -> None:
+    done = evaluate(run_file(), run_file())
+    assert (done.exit_code, "give each run once" in done.stderr) == (2, True)
+
+
+def test_an_adapter_for_two_runs_is_wrong_usage(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    done = evaluate(run_file("lora"), run_file("qlora"), "--adapter", tmp_path)
+    assert (done.exit_code, "--adapter belongs to one run file" in done.stderr) == (2, True)
+
+
+def test_a_split_is_no_path(run_file: Callable[..., Path]) -> None:
+    assert evaluate(run_file(), "--split", "../test").exit_code == 2
+
+
+def test_a_variant_named_base_would_overwrite_the_base_model(tmp_path: Path, run_file: Callable[..., Path]) -> None:
+    path = run_file("lora", f"output_dir={tmp_path}/{RECIPE}/base")
+    assert_one_sentence(evaluate(path), "output_dir", "the base model's")
+
+
+def test_without_a_key_online_tracking_fails_before_a_model_is_loaded(
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    run = runfile.load(run_file("lora", "wandb_project=history"))
+    with pytest.raises(click.ClickException, match="no W&B login is found; run `wandb login`"):
+        tracking.require_login(run)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracking.require_login(run)
+    assert not tracking.wanted(runfile.load(run_file("lora")))
+
+
+def assert_one_sentence(done: Result, *words: str) -> None:
+    assert done.exit_code in (1, 2), done.output
+    assert isinstance(done.exception, SystemExit), done.exception
+    message = done.stderr.rpartition("Error: ")[2]
+    assert message.count("\n") == 1
+    for word in words:
+        assert word in message
+
+
+# A tiny Llama with SmolLM2's tokenizer: random, but quick, and its answers differ by question and adapter
+
+
+@pytest.fixture(scope="module")
+def tiny(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=49152, initializer_range=0.4, bos_token_id=1, **sizes))
+    # Axolotl saves do_sample: true; none of this may reach the evaluation.
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=5.0, repetition_penalty=3.0, eos_token_id=[2, 7], pad_token_id=0
+    )
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(embedded_model / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(1)
+    base = LlamaForCausalLM.from_pretrained(tiny)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    folder = tmp_path_factory.mktemp("adapters") / "adapter"
+    get_peft_model(base, config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(run_file: Callable[..., Path], tiny: Path, adapter: Path) -> Callable[..., Path]:
+    """A run file on the tiny model with an adapter in its output folder."""
+
+    def make(variant: str = "lora", *settings: str) -> Path:
+        path = run_file(variant, f"base_model={tiny}", *settings)
+        folder = runfile.load(path).output_dir
+        shutil.copytree(adapter, folder, dirs_exist_ok=True)
+        return path
+
+    return make
+
+
+@pytest.mark.slow
+def test_base_and_variants_are_answered_on_one_base_without_disturbing_each_other(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    done = evaluate(trained("lora"), trained("peft"), "--base", *FEW)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("loading") == 1
+    base, lora, peft = (tmp_path / "outputs" / RECIPE / name for name in ("base", "lora", "peft"))
+    answers = {folder.name: lines(folder / "answers-test.jsonl") for folder in (base, lora, peft)}
+    assert answers["lora"] == answers["peft"]
+    assert [line["row"] for line in answers["base"]] == [line["row"] for line in answers["lora"]]
+    for key in ("answer", "reference_nats", "settings"):
+        assert [line[key] for line in answers["base"]] != [line[key] for line in answers["lora"]]
+    found = section(lora)
+    assert found["differences"]["peft"]["mean"] == 0
+    assert not found["differences"]["peft"]["excludes_zero"]
+    f1 = [new - old for new, old in zip(found["scores"]["f1"], section(base)["scores"]["f1"], strict=True)]
+    assert found["differences"]["base"]["mean"] == pytest.approx(sum(f1) / 6)
+    assert found["differences"]["base"]["n"] == 6
+    assert section(base)["differences"] == {}
+    table = [line.split()[:2] for line in done.stdout.splitlines()[:4]]
+    assert table == [["system", "n"], ["base", "6"], ["lora", "6"], ["peft", "6"]]
+
+
+@pytest.mark.slow
+def test_answers_are_the_most_likely_tokens_whatever_the_model_samples_by_default(
+    trained: Callable[..., Path], tiny: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    run = trained("lora", "bf16=false")
+    assert evaluate(run, "--base", *FEW).exit_code == 0
+    tokenizer = models.load_tokenizer(runfile.load(run))
+    model = LlamaForCausalLM.from_pretrained(tiny)
+    asked = questions.load(runfile.load(run), tokenizer, "test")[0]
+    for line in lines(tmp_path / "outputs" / RECIPE / "base" / "answers-test.jsonl"):
+        ids = list(asked[line["row"]].prompt_ids)
+        for _ in range(line["new_tokens"]):
+            with torch.no_grad():
+                ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+        answer = ids[len(asked[line["row"]].prompt_ids) :]
+        assert line["answer"] == tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+
+@pytest.mark.slow
+def test_the_section_holds_what_a_report_needs(trained: Callable[..., Path], tmp_path: Path) -> None:
+    done = evaluate(trained(), "--split", "validation", *FEW)
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "outputs" / RECIPE / "lora"
+    found = section(folder, "evaluation-validation")
+    answers = sorted(lines(folder / "answers-validation.jsonl"), key=lambda line: line["row"])
+    metrics = found["metrics"]
+    intervals = ("bertscore_precision", "bertscore_recall", "bertscore_f1", "cross_entropy", "perplexity")
+    for name in intervals:
+        assert metrics[name]["low"] <= metrics[name]["mean"] <= metrics[name]["high"]
+        assert metrics[name]["n"] == 6
+    assert set(metrics) == {
+        *intervals,
+        *("empty_answers", "unfinished_answers", "cut_texts", "mean_answer_tokens"),
+    }
+    tokens = found["scores"]["reference_tokens"]
+    nats = sum(line["reference_nats"] for line in answers) / sum(tokens)
+    assert metrics["cross_entropy"]["mean"] == pytest.approx(nats, rel=1e-5)
+    assert metrics["unfinished_answers"] == sum(not line["finished"] for line in answers)
+    assert (found["split"], found["limit"], found["rows"], found["batch_size"]) == ("validation", 6, 6, 2)
+    assert found["prompt_parity"] is True
+    assert found["settings"]["end_tokens"] == [2, 7]
+    assert found["settings"]["dtype"] == "bfloat16"
+    assert "evaluation" not in json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.slow
+def test_after_a_truncated_last_line_only_what_is_missing_is_answered(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = trained()
+    path = tmp_path / "outputs" / RECIPE / "lora" / "answers-test.jsonl"
+    assert evaluate(run, *FEW).exit_code == 0
+    before = path.read_bytes()
+    path.write_bytes(before[:-20])
+    done = evaluate(run, *FEW)
+    assert "1 damaged line dropped" in done.stderr
+    assert "5/6 answered" in done.stderr
+    assert section(path.parent)["answered_now"] == 1
+    assert path.read_bytes() == before
+    again = evaluate(run, *FEW)
+    assert "loading" not in again.stderr
+    assert section(path.parent)["answered_now"] == 0
+    more = evaluate(run, "--limit", "8", *FEW[2:])
+    assert (more.exit_code, section(path.parent)["answered_now"], len(lines(path))) == (0, 2, 8)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_to_the_answers_of_an_undisturbed_one(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    args = ("--limit", "40", "--max-new-tokens", "32", "--batch-size", "2")
+    run = trained("lora")
+    path = tmp_path / "outputs" / RECIPE / "lora" / "answers-test.jsonl"
+    command = [sys.executable, str(ROOT / "tools" / "eval.py"), str(run), *args]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 4):
+            time.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    answered = path.read_bytes().count(b"\n")
+    assert 4 <= answered < 40
+    done = evaluate(run, *args)
+    assert done.exit_code == 0, done.output
+    assert section(path.parent)["answered_now"] == 40 - answered
+    undisturbed = trained("peft")
+    assert evaluate(undisturbed, *args).exit_code == 0
+    assert path.read_bytes() == (path.parent.parent / "peft" / path.name).read_bytes()
+
+
+@pytest.mark.slow
+def test_another_adapter_is_asked_anew_and_the_old_answers_stay_beside(
+    trained: Callable[..., Path], tmp_path: Path, adapter: Path
+) -> None:
+    run = trained()
+    path = tmp_path / "outputs" / RECIPE / "lora" / "answers-test.jsonl"
+    assert evaluate(run, *FEW).exit_code == 0
+    other = tmp_path / "scaled"
+    shutil.copytree(adapter, other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4 * config["lora_alpha"]}))
+    before = path.read_bytes()
+    done = evaluate(run, "--adapter", other, *FEW)
+    assert "6 answers of another model, adapter, prompt or setting moved" in done.stderr
+    assert path.with_name("answers-test.jsonl.old").read_bytes() == before
+    assert {line["settings"] for line in lines(path)}.isdisjoint(
+        json.loads(line)["settings"] for line in before.splitlines()
+    )
+
+
+@pytest.mark.slow
+def test_another_prompt_than_in_training_is_shouted_about(trained: Callable[..., Path], tmp_path: Path) -> None:
+    run = trained()
+    run.write_text(run.read_text().replace(r"<|im_end|>\n<|im_start|>assistant\n", r"\nASSISTANT:"))
+    done = evaluate(run, *FEW)
+    assert done.exit_code == 0, done.output
+    assert "WARNING" in done.stderr and "ASSISTANT:" in done.stderr
+    assert section(tmp_path / "outputs" / RECIPE / "lora")["prompt_parity"] is False
+
+
+@pytest.mark.slow
+def test_a_missing_adapter_an_adapter_of_another_base_and_an_unknown_split_are_one_sentence(
+    trained: Callable[..., Path], run_file: Callable[..., Path], adapter: Path
+) -> None:
+    assert_one_sentence(evaluate(run_file("lora")), "holds no adapter", "train first")
+    assert_one_sentence(evaluate(run_file("peft"), "--adapter", adapter), "was trained on", "tiny")
+    assert_one_sentence(evaluate(trained("qlora"), "--split", "tset"), "datasets.0.path", "tset")
+
+
+@pytest.mark.slow
+def test_the_scores_reach_wandb(trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    done = evaluate(trained("lora", "wandb_project=history"), *FEW)
+    assert done.exit_code == 0, done.output
+    logged = b"".join(path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert b"evaluation/bertscore_f1_low" in logged
+
+
+@pytest.mark.slow
+def test_a_begin_token_is_neither_doubled_nor_lost(run_file: Callable[..., Path], embedded_model: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    tokenizer.bos_token = "<repo_name>"
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<repo_name> $A", special_tokens=[("<repo_name>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    found, disparity = questions.load(runfile.load(run_file()), tokenizer, "test")
+    assert disparity == ""
+    assert all(question.prompt_ids.count(tokenizer.bos_token_id) == 1 for question in found)
+    assert all(tokenizer.bos_token_id not in question.reference_ids for question in found)
+
+
+@pytest.mark.slow
+def test_answers_in_a_batch_are_those_of_one_by_one(run_file: Callable[..., Path]) -> None:
+    import torch
+
+    run = runfile.load(run_file())
+    tokenizer, model = models.load_tokenizer(run), models.load_base(run, dtype=torch.float32).eval()
+    asked = [
+        tokenizer(text)["input_ids"] for text in ("One, two, three,", "The capital of Egypt, which lies on the", "A")
+    ]
+    asked.append(questions.load(run, tokenizer, "test")[0][0].prompt_ids)
+    assert len({len(ids) for ids in asked}) == 4
+    together = answering.generate(model, tokenizer, asked, [2], 12)
+    assert together == [answering.generate(model, tokenizer, [ids], [2], 12)[0] for ids in asked]
+    assert tokenizer.decode(together[0]).startswith(" four, five")

@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Compare answers: reference, base and variants side by side, from what tools/eval.py saved."""
+
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import files, pages, rendering, results, runfile, sidebyside, tables
+from lora_recipes.sidebyside import System
+
+import click
+
+
+def _cells(systems: list[System], row: int) -> list[dict[str, Any]]:
+    """The reference and each system's answer to one row."""
+    reference = systems[0].answers[row]["reference"]
+    cells = [{"system": "reference", "text": reference, "f1": None, "note": "", "reference": True}]
+    for system in systems:
+        answer = system.answers[row]
+        f1 = f"{system.f1[row]:.3f}" if system.f1 else None
+        text, note = answer["answer"].strip(), ""
+        if not text:
+            note = "an empty answer"
+        elif not answer.get("finished", True):
+            note = f"cut off after {answer.get('new_tokens', '?')} tokens"
+        cells.append({"system": system.name, "text": text, "f1": f1, "note": note, "reference": False})
+    return cells
+
+
+def _rows(systems: list[System], gain: list[float]) -> list[dict[str, Any]]:
+    signed = any(system.name == "base" for system in systems)
+    return [
+        {
+            "number": answer["row"] + 1,
+            "question": answer["question"].strip(),
+            "gain": format(gain[row], "+.3f" if signed else ".3f") if gain else "",
+            "cells": _cells(systems, row),
+        }
+        for row, answer in enumerate(systems[0].answers)
+    ]
+
+
+def _summary(systems: list[System]) -> dict[str, Any]:
+    """One line a system: score, difference to the base, and how its answers ended."""
+    lines = []
+    for system in systems:
+        count = len(system.answers)
+        tokens = sum(answer.get("new_tokens") or 0 for answer in system.answers) / count
+        empty = sum(not answer["answer"].strip() for answer in system.answers)
+        cut = sum(not answer.get("finished", True) for answer in system.answers)
+        f1 = f"{sum(system.f1) / count:.4f}" if system.f1 else "not scored"
+        difference = (system.evaluation.get("differences") or {}).get("base")
+        lines.append([system.name, f1, tables.difference(difference), f"{tokens:.1f}", str(empty), str(cut)])
+    return {
+        "columns": ["system", "BERTScore F1", "difference to base", "mean tokens", "empty", "cut off"],
+        "rows": lines,
+        "note": tables.DIFFERENCE_NOTE,
+    }
+
+
+def _groups(systems: list[System], rows: list[dict[str, Any]], gain: list[float], count: int) -> list[dict[str, Any]]:
+    variant = next(system.name for system in systems if system.name != "base")
+    by = f"F1 gain of {variant} over base" if systems[0].name == "base" else f"F1 of {variant}"
+    titles = {"best": f"Largest {by}", "worst": f"Smallest {by}", "random": "Random rows"}
+    picked = sidebyside.pick(gain, len(rows), count)
+    return [{"title": titles[name], "rows": [rows[row] for row in chosen]} for name, chosen in picked.items() if chosen]
+
+
+def _context(runs: list[runfile.RunFile], systems: list[System], split: str, count: int) -> dict[str, Any]:
+    gain = sidebyside.gains(systems)
+    rows = _rows(systems, gain)
+    names = ", ".join(system.name for system in systems)
+    notes = "" if gain else " The answers are not scored, so no best and worst rows are picked; run tools/eval.py."
+    for system in systems:
+        if system.evaluation.get("prompt_parity") is False:
+            notes += f" {system.name} was asked with another prompt than it was trained on."
+    return {
+        "title": f"{runs[0].recipe}: answers side by side",
+        "intro": f"{len(rows)} rows of {split}, answered by {names}; random rows with seed {sidebyside.SEED}.{notes}",
+        "summary": _summary(systems),
+        "groups": _groups(systems, rows, gain, count),
+        "all_rows": rows,
+    }
+
+
+def _require_one_recipe(runs: list[runfile.RunFile]) -> None:
+    folders = [run.output_dir.resolve() for run in runs]
+    if len(set(folders)) < len(folders):
+        raise click.UsageError("the same run is given twice; give each once.")
+    if len({folder.parent for folder in folders}) > 1:
+        raise click.UsageError("the runs belong to different recipes; compare the variants of one recipe.")
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="RUN...")
+@click.option("--base", is_flag=True, help="insist on the base model's answers")
+@click.option("--split", default="test", show_default=True, help="split that was answered")
+@click.option("--rows", "count", default=5, show_default=True, type=click.IntRange(1), help="rows of each kind")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="HTML file; .md goes beside it")
+def main(sources: tuple[str, ...], base: bool, split: str, count: int, output: Path | None) -> None:
+    """Show reference, base and variants side by side.
+
+    Best and worst rows are those of the first run's gain over the base. Nothing is generated anew.
+
+    \b
+    Example:
+      tools/compare.py recipes/smollm2-african-history/lora.yaml -o page.html
+    """
+    runs = [runfile.load(source) for source in sources]
+    _require_one_recipe(runs)
+    output = output or results.folder(runs[0], base=True).parent / "compare.html"
+    if output.suffix == ".md":
+        raise click.UsageError("-o names the HTML file; the Markdown goes beside it with the suffix .md.")
+    context = _context(runs, sidebyside.load(runs, split, base), split, count)
+    pages_made = {
+        output: pages.render("compare.html.j2", **context),
+        output.with_suffix(".md"): pages.render("compare.md.j2", page=output.name, **context),
+    }
+    for path, text in pages_made.items():
+        files.write_text(path, text)
+        click.echo(rendering.relative(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Evaluate: answers of the base model and its variants, BERTScore and cross-entropy with intervals."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import rendering, results, runfile, tables, tracking
+from lora_recipes.runfile import RunFile
+
+import click
+
+
+def _require_sensible(runs: list[RunFile], adapter: Path | None) -> None:
+    folders = [run.output_dir.resolve() for run in runs]
+    if len(set(folders)) < len(folders):
+        raise click.UsageError("two run files have the same output_dir; give each run once.")
+    if adapter and len(runs) > 1:
+        raise click.UsageError("--adapter belongs to one run file; give one.")
+    for run in runs:
+        if run.variant == "base":
+            raise run.error("output_dir", "its last folder names the variant, and `base` is the base model's; rename.")
+        tracking.require_login(run)
+
+
+def _quiet() -> None:
+    """Keep what the libraries say about themselves at import off the terminal."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="bitsandbytes")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
+    rows = [("system", "n", "BERTScore F1", "difference to base", "cross-entropy")]
+    for name, section in zip(names, sections, strict=True):
+        metrics = section["metrics"]
+        rows.append(
+            (
+                name,
+                str(section["rows"]),
+                tables.interval(metrics["bertscore_f1"]),
+                tables.difference(section["differences"].get("base")),
+                tables.interval(metrics["cross_entropy"]),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, tables.DIFFERENCE_NOTE])
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="RUN...")
+@click.option("--base", is_flag=True, help="measure the base model too")
+@click.option("--split", default="test", show_default=True, help="rows to ask")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="ask the first N rows only")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="questions at once")
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="longest answer")
+@click.option("--score-model", metavar="NAME|DIR", help="BERTScore model, as roberta-large")
+@click.option(
+    "--adapter", type=click.Path(exists=True, file_okay=False, path_type=Path), help="instead of the run's own"
+)
+def main(
+    sources: tuple[str, ...],
+    base: bool,
+    split: str,
+    limit: int | None,
+    batch_size: int,
+    max_new_tokens: int,
+    score_model: str | None,
+    adapter: Path | None,
+) -> None:
+    """Answer a split's questions and score the answers.
+
+    Scored are BERTScore against the references (by default with the embedded all-MiniLM-L6-v2;
+    published figures use --score-model roberta-large) and the cross-entropy of the references,
+    each with a 95 % bootstrap interval. A killed evaluation goes on where it was.
+
+    \b
+    Example:
+      tools/eval.py recipes/smollm2-african-history/lora.yaml --base --limit 20
+    """
+    if "/" in split:
+        raise click.UsageError(f"--split {split}: the name of a split has no slash; give test, validation or train.")
+    runs = [runfile.load(source) for source in sources]
+    _require_sensible(runs, adapter)
+    watch = results.Stopwatch()
+    click.echo("checking adapters, questions and scoring model …", err=True)
+    _quiet()
+    from lora_recipes import answering, evaluation, scorecards, scoring
+
+    chosen = evaluation.choose(runs, base, adapter)
+    systems = [evaluation.prepare(run, folder, split, limit, max_new_tokens) for run, folder in chosen]
+    scorer = scoring.load(score_model)
+    with answering.locked([system.answers_path for system in systems]):
+        evaluation.answer(systems, batch_size)
+        click.echo(f"scoring with {scorer.description}", err=True)
+        sections = scorecards.sections(systems, scorer, watch, limit=limit, batch_size=batch_size)
+    kind = "evaluation" if split == "test" else f"evaluation-{split}"
+    for system, section in zip(systems, sections, strict=True):
+        path = results.update(system.run, kind, section, base=system.adapter is None)
+        click.echo(rendering.relative(path), err=True)
+    click.echo(_table([system.name for system in systems], sections))
+    for system, section in zip(systems, sections, strict=True):
+        if tracking.wanted(system.run):
+            tracking.log(system.run, system.name, kind, section["metrics"])
+
+
+if __name__ == "__main__":
+    main()

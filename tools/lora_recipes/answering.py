@@ -1,0 +1,205 @@
+"""Answers of a model to questions: greedy, in batches, kept in a file that a restart goes on with."""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import files, rendering, scoring
+from lora_recipes.questions import Question
+
+import click
+
+_COLUMNS = {"row", "question", "reference", "answer", "finished", "new_tokens", "reference_nats", "settings"}
+
+
+@contextlib.contextmanager
+def locked(paths: list[Path]) -> Iterator[None]:
+    """Hold the locks of answers files; a second evaluation waits, and says so."""
+    with contextlib.ExitStack() as stack:
+        for path in sorted(paths):  # in one order everywhere, so that two never wait for each other
+            if _is_held(path):
+                click.echo(f"{rendering.relative(path)}: another evaluation is answering; waiting for it …", err=True)
+            stack.enter_context(files.locked(path))
+        yield
+
+
+def _is_held(path: Path) -> bool:
+    lock = path.parent / f".{path.name}.lock"
+    if not lock.exists():
+        return False
+    with lock.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def kept(path: Path, hashes: dict[int, str]) -> dict[int, dict[str, Any]]:
+    """Row -> saved answer, of those given under the hash of their row; call it with the lock held.
+
+    Lines that are damaged, as after a crash, are dropped; answers under another hash go to a file
+    with the suffix .old. Either is said on stderr.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    found: dict[int, dict[str, Any]] = {}
+    foreign, damaged = [], 0
+    for line in data.split(b"\n"):
+        answer = _parsed(line)
+        if answer is None:
+            damaged += bool(line)
+        elif hashes.get(answer["row"]) == answer["settings"]:
+            found[answer["row"]] = answer
+        else:
+            foreign.append(answer)
+    name = rendering.relative(path)
+    if damaged:
+        click.echo(f"{name}: {damaged} damaged line dropped; its question is asked again", err=True)
+    if foreign:
+        old = path.with_name(f"{path.name}.old")
+        _append(old, foreign)
+        click.echo(
+            f"{name}: {len(foreign)} answers of another model, adapter, prompt or setting moved to {old.name}", err=True
+        )
+    if data != (whole := _text(list(found.values()))):
+        files.write_text(path, whole.decode())
+    return found
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(answer, dict) and set(answer) >= _COLUMNS and isinstance(answer["row"], int)
+    return answer if whole else None
+
+
+def _text(answers: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode()
+
+
+def _append(path: Path, answers: list[dict[str, Any]]) -> None:
+    with files.clear_errors(path), path.open("ab") as file:
+        file.write(_text(answers))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def missing(path: Path, hashes: dict[int, str], questions: list[Question]) -> list[Question]:
+    """The questions without an answer in the file."""
+    answers = kept(path, hashes)
+    return [question for question in questions if question.row not in answers]
+
+
+def answer(
+    path: Path,
+    model: Any,
+    tokenizer: Any,
+    questions: list[Question],
+    hashes: dict[int, str],
+    generation: dict[str, Any],
+    batch_size: int,
+    label: str,
+) -> int:
+    """Answer what is missing and append it batch by batch; a kill loses the batch in flight only.
+
+    The number of questions answered.
+
+    The batches are those of all the questions, whatever is missing: in bf16 an answer can depend on
+    its neighbours' padding, and a restart has to give the answers of an undisturbed run.
+    """
+    wanted = {question.row for question in missing(path, hashes, questions)}
+    order = sorted(questions, key=lambda question: (-len(question.prompt_ids), question.row))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    with _progress(len(questions), len(questions) - len(wanted), label) as advance:
+        for batch in batches:
+            rows = wanted & {question.row for question in batch}
+            if not rows:
+                continue
+            answers = _answered(model, tokenizer, batch, hashes, generation)
+            _append(path, [answer for answer in answers if answer["row"] in rows])
+            advance(len(rows))
+    return len(wanted)
+
+
+def _answered(
+    model: Any, tokenizer: Any, batch: list[Question], hashes: dict[int, str], generation: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The lines of a batch: the answers, and the reference's total cross-entropy in nats."""
+    generated = generate(model, tokenizer, [question.prompt_ids for question in batch], **generation)
+    nats = scoring.reference_nats(
+        model,
+        [question.prompt_ids for question in batch],
+        [question.reference_ids for question in batch],
+        tokenizer.pad_token_id,
+    )
+    ends = set(generation["end_tokens"])
+    return [
+        {
+            "row": question.row,
+            "question": question.question,
+            "reference": question.reference,
+            "answer": tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip(),
+            "finished": bool(ids) and ids[-1] in ends,
+            "new_tokens": len(ids),
+            "reference_nats": round(loss, 6),
+            "settings": hashes[question.row],
+        }
+        for question, ids, loss in zip(batch, generated, nats, strict=True)
+    ]
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: list[list[int]], end_tokens: list[int], max_new_tokens: int
+) -> list[list[int]]:
+    """The greedy continuation of each prompt as token ids, closed by an end token where one was given."""
+    import torch
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=end_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    inputs = scoring.left_padded(prompts, tokenizer.pad_token_id, model.device)
+    with torch.inference_mode():
+        output = model.generate(**inputs, generation_config=config)
+    continued = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return [_until_end(ids, set(end_tokens)) for ids in continued]
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    end = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return ids[: end + 1]
+
+
+@contextlib.contextmanager
+def _progress(total: int, done: int, label: str) -> Iterator[Any]:
+    """A bar on a terminal; in a pipe a line at the start, every 20 s, and at the end."""
+    import sys
+
+    if sys.stderr.isatty():
+        with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True) as bar:
+            bar.update(done)
+            yield bar.update
+        return
+    count, said = done, time.monotonic()
+    click.echo(f"{label}: {count}/{total} answered", err=True)
+
+    def advance(more: int) -> None:
+        nonlocal count, said
+        count += more
+        if count == total or time.monotonic() - said > 20:
+            said = time.monotonic()
+            click.echo(f"{label}: {count}/{total} answered", err=True)
+
+    yield advance

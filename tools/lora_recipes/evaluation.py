@@ -1,0 +1,168 @@
+"""The systems of an evaluation, base model and variants: prepared, and answered on one loaded base."""
+
+import contextlib
+import gc
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import answering, files, models, processes, questions, results
+from lora_recipes.questions import Question
+from lora_recipes.results import Stopwatch
+from lora_recipes.runfile import RunFile
+
+import click
+
+
+@dataclass
+class System:
+    """The base model (without adapter) or a trained variant, and what it is asked."""
+
+    run: RunFile
+    adapter: Path | None
+    split: str
+    tokenizer: Any
+    asked: list[Question]
+    hashes: dict[int, str]
+    """Of all rows of the split, also of those beyond a limit."""
+    settings: dict[str, Any]
+    disparity: str
+    answered: int = 0
+    """Questions answered by this process; the others were answered before."""
+    seconds: float = 0.0
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.run.variant if self.adapter else "base"
+
+    @property
+    def folder(self) -> Path:
+        return results.folder(self.run, base=self.adapter is None)
+
+    @property
+    def answers_path(self) -> Path:
+        return self.folder / f"answers-{self.split}.jsonl"
+
+    @property
+    def loads(self) -> tuple[str, str, bool, str]:
+        """Systems in which this is equal share one loaded base."""
+        return _loads(self.run, self.adapter)
+
+
+def _loads(run: RunFile, adapter: Path | None) -> tuple[str, str, bool, str]:
+    four_bit = bool(run.config.get("load_in_4bit")) and adapter is not None
+    dtype = str(models.dtype_of(run)).removeprefix("torch.")
+    return run.model(), dtype, four_bit, str(run.config.get("attn_implementation"))
+
+
+def choose(runs: list[RunFile], base: bool, adapter: Path | None) -> list[tuple[RunFile, Path | None]]:
+    """The run file and adapter of each system, base models first.
+
+    The base model of a recipe is measured once, in full precision; from the first run file that
+    loads it so, if there is one. Raises click.ClickException for a missing, damaged or foreign adapter.
+    """
+    for run in runs:
+        models.require_adapter(adapter or run.output_dir, run)
+    bases: dict[Path, RunFile] = {}
+    for run in sorted(runs, key=lambda run: bool(run.config.get("load_in_4bit"))) if base else ():
+        bases.setdefault(results.folder(run, base=True), run)
+    for folder in [*bases, *(run.output_dir for run in runs)]:
+        files.require_writable(folder)
+    return [*((run, None) for run in bases.values()), *((run, adapter or run.output_dir) for run in runs)]
+
+
+def prepare(run: RunFile, adapter: Path | None, split: str, limit: int | None, max_new_tokens: int) -> System:
+    """Read and tokenize the questions; warn when they are not asked as they were trained."""
+    tokenizer = models.load_tokenizer(run)
+    found, disparity = questions.load(run, tokenizer, split)
+    model, dtype, four_bit, attention = _loads(run, adapter)
+    settings = {
+        "base_model": questions.model_identity(model),
+        "adapter": questions.adapter_identity(adapter) if adapter else None,
+        "dtype": dtype,
+        "four_bit": four_bit,
+        "attn_implementation": attention,
+        "decoding": "greedy",
+        "max_new_tokens": max_new_tokens,
+        "end_tokens": questions.end_tokens(run, tokenizer),
+    }
+    hashes = questions.hashes(settings, found)
+    system = System(run, adapter, split, tokenizer, found[:limit], hashes, settings, disparity)
+    if disparity:
+        click.secho(
+            f"WARNING: {run.name}: {system.name} is asked another prompt than the run file trains on, so the scores "
+            f"say little about the training: {disparity}. Mend system_format and no_input_format.",
+            fg="red",
+            err=True,
+        )
+    return system
+
+
+def answer(systems: list[System], batch_size: int) -> None:
+    """Answer what is missing, each base loaded once. The locks of the answers files have to be held.
+
+    Raises click.ClickException when the memory is too small for the batch.
+    """
+    import torch
+
+    waiting = [system for system in systems if answering.missing(system.answers_path, system.hashes, system.asked)]
+    for loads in dict.fromkeys(system.loads for system in waiting):
+        sharing = [system for system in waiting if system.loads == loads]
+        try:
+            _answer_on_one_base(sharing, batch_size)
+        except torch.OutOfMemoryError:
+            raise click.ClickException(
+                f"out of memory with batches of {batch_size}; run the same command with a smaller --batch-size, "
+                "the answers so far are kept."
+            ) from None
+        gc.collect()
+
+
+def _answer_on_one_base(systems: list[System], batch_size: int) -> None:
+    model, names = _load(systems)
+    for system, name in zip(systems, names, strict=True):
+        watch = Stopwatch()
+        generation = {key: system.settings[key] for key in ("end_tokens", "max_new_tokens")}
+        with _active(model, name):
+            system.answered = answering.answer(
+                system.answers_path,
+                model,
+                system.tokenizer,
+                system.asked,
+                system.hashes,
+                generation,
+                batch_size,
+                f"{system.run.recipe} {system.name}",
+            )
+        system.seconds = watch.seconds()
+
+
+def _load(systems: list[System]) -> tuple[Any, list[str]]:
+    """The base with the systems' adapters beside each other, and the adapter name of each; '' is the base."""
+    import torch
+    from transformers import GenerationConfig
+
+    run = systems[0].run
+    _, dtype, four_bit, _ = systems[0].loads
+    click.echo(f"loading {run.config['base_model']} ({dtype}{', 4 bit' if four_bit else ''}) …", err=True)
+    loaded = models.load_base(run, quantized=four_bit)
+    if not processes.on_cpu() and loaded.device.type == "cpu":
+        # models.load_base leaves the device of a DeepSpeed run to DeepSpeed.
+        loaded = loaded.to(torch.accelerator.current_accelerator())
+    # The model's own sampling defaults would be mixed into every call.
+    loaded.generation_config = GenerationConfig()
+    names = []
+    for number, system in enumerate(systems):
+        names.append(f"adapter{number}" if system.adapter else "")
+        if system.adapter:
+            loaded = models.load_adapter(loaded, system.adapter, names[-1])
+    return loaded.eval(), names
+
+
+def _active(model: Any, name: str) -> Any:
+    """A context in which one adapter, or the bare base, answers."""
+    if name:
+        model.set_adapter(name)
+        return contextlib.nullcontext()
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()

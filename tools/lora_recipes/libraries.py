@@ -1,0 +1,19 @@
+"""Keep what the libraries say about themselves at import and at load off the terminal."""
+
+import logging
+import warnings
+
+
+def quiet() -> None:
+    """Call it before the first heavy import of a tool; imports transformers' logging only (about 1 s).
+
+    torchao names its missing GPU libraries, torch its deprecations, bitsandbytes a kernel it could
+    not download, transformers each progress bar: none of it is about the user's run.
+    """
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="bitsandbytes")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Merge a LoRA adapter into its base model, and verify what was written."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_recipes import files, results, runfile
+from lora_recipes.runfile import RunFile
+
+import click
+
+if TYPE_CHECKING:
+    from lora_recipes.mergeplan import Plan
+
+
+def _quiet_libraries() -> None:
+    """Keep what torchao, bitsandbytes, PEFT and transformers warn of in any run off the terminal."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "peft"):
+        warnings.filterwarnings("ignore", module=name)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _require_ours(output: Path) -> None:
+    """Refuse to replace a folder that holds anything else than a merge of ours."""
+    from lora_recipes import shards, verifying
+
+    if output.exists() and not output.is_dir():
+        raise click.ClickException(f"{output} is a file; choose another -o.")
+    held = {path.name for path in output.iterdir()} if output.exists() else set()
+    if verifying.RECORD in held:
+        held -= {verifying.RECORD, *shards.read_json(output / verifying.RECORD).get("files", {})}
+    if held:
+        raise click.ClickException(
+            f"{output} holds {sorted(held)[0]}, which no merge wrote; move it, or choose another -o."
+        )
+
+
+def _print_plan(plan: "Plan", output: Path) -> None:
+    from lora_recipes import merging
+
+    total = sum(entry.size for entry in plan.weights)
+    merge_peak, verify_peak = merging.peak_memory(plan)
+    matched = sum(sum(part is not None for part in vars(change).values()) - 1 for change in plan.changes.values())
+    base = f"{plan.base}, linear layers rounded to NF4 as in training" if plan.onto == "quantized" else plan.base
+    lines = {
+        "base": base,
+        "adapter": plan.adapter,
+        "adapter keys matched": matched,
+        "adapter keys unmatched": len(plan.unmatched),
+        "weights changed": f"{len(plan.changes)} by the adapter of {len(plan.weights)}",
+        "weights rounded to NF4": len(plan.quantized),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "output": output,
+        "output size": f"{total / 1e6:,.0f} MB in {len(plan.files)} shard{'s' * (len(plan.files) > 1)}",
+        "peak memory": f"about {merge_peak / 1e9:.1f} GB merging, {verify_peak / 1e9:.1f} GB verifying",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name:<24}{value}")
+    for key in plan.unmatched:
+        click.echo(f"{'unmatched':<24}{key}")
+
+
+def _print_verdict(output: Path, record: dict[str, Any]) -> None:
+    click.echo(f"{'merged':<24}{output}")
+    for name, value in record["kl"].items():
+        first, *second = name.removeprefix("kl_").split("_")
+        words = "noise floor" if first == "noise" else f"KL({first}, {second[0]})"
+        click.echo(f"{words:<24}{value:.2g}")
+    reason = {"inconclusive": ": the adapter moves the model less than rounding does; its tensors are right"}
+    click.echo(f"{'verdict':<24}{record['verdict']}{reason.get(record['verdict'], '')}")
+    if "kl_trained_merged" in record["kl"]:
+        click.echo("The adapter was trained on a 4-bit base: --onto quantized keeps what was trained.", err=True)
+
+
+def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool) -> dict[str, Any]:
+    """Write, verify and publish the merged folder; its record."""
+    from lora_recipes import divergence, verifying
+
+    examples = divergence.examples(run) if verify else []
+    with files.locked(output), files.whole_folder(output) as folder:
+        found = _write(run, plan, folder)
+        compared = verifying.require_tensors(plan, folder)
+        kl = divergence.measure(run, plan, folder, examples) if verify else {}
+        verdict = divergence.verdict(kl) if verify else "tensors only"
+        if verdict == "failed":
+            raise click.ClickException(
+                f"the merged model differs from its adapter by KL {kl['kl_adapter_merged']:.2g} "
+                f"(noise floor {kl['kl_noise_floor']:.2g}, the adapter's own effect {kl['kl_adapter_base']:.2g}); "
+                f"nothing was kept. Does base_model name the base that {plan.adapter} was trained on?"
+            )
+        record = {
+            "base_model": run.config["base_model"],
+            "onto": plan.onto,
+            "dtype": str(plan.dtype).removeprefix("torch."),
+            "adapter": verifying.adapter_hashes(plan.adapter),
+            "run_file_sha256": run.sha256,
+            "weights_changed": len(plan.rewritten),
+            "weights_compared": compared,
+            "kl": kl,
+            "verdict": verdict,
+            "files": found,
+        }
+        (folder / verifying.RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record
+
+
+def _write(run: RunFile, plan: "Plan", folder: Path) -> dict[str, str]:
+    """Write the merged model and read it back; the sha256 of every file."""
+    from lora_recipes import merging, shards
+
+    label = f"Merging {len(plan.weights)} weights"
+    with click.progressbar(length=len(plan.weights), label=label, file=sys.stderr) as bar:
+        intended = merging.write(run, plan, folder, lambda: bar.update(1))
+    found = {path.name: shards.sha256(path) for path in sorted(folder.iterdir())}
+    if damaged := [name for name, digest in intended.items() if found[name] != digest]:
+        raise click.ClickException(f"{damaged[0]} does not read back as it was written; check the disk.")
+    return found
+
+
+def _check(run: RunFile, adapter: Path, output: Path) -> None:
+    """Exit 1 when a merged folder is not what was written, or not what the adapter makes of the base."""
+    from lora_recipes import mergeplan, verifying
+
+    record = verifying.require_files(output)
+    plan = mergeplan.plan(run, adapter, record["onto"])
+    for name, digest in verifying.adapter_hashes(adapter).items():
+        if record["adapter"][name] != digest:
+            raise click.ClickException(f"{adapter / name}: changed since it was merged; merge again.")
+    compared = verifying.require_tensors(plan, output)
+    click.echo(f"{len(record['files'])} files are as merged, {compared} weights are base + adapter.", err=True)
+    _print_verdict(output, record)
+
+
+@click.command()
+@click.argument("source", metavar="RUN")
+@click.option("--adapter", type=click.Path(file_okay=False, path_type=Path), help="adapter, not the run's own")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="folder, not OUTPUT_DIR/merged")
+@click.option("--onto", type=click.Choice(["quantized", "full"]), help="base of a QLoRA adapter")
+@click.option("--dry-run", is_flag=True, help="show the plan, write nothing")
+@click.option("--no-verify", is_flag=True, help="skip measuring divergences")
+@click.option("--check", is_flag=True, help="verify an existing merge")
+def main(
+    source: str,
+    adapter: Path | None,
+    output: Path | None,
+    onto: str | None,
+    dry_run: bool,
+    no_verify: bool,
+    check: bool,
+) -> None:
+    """Merge the adapter of a run into its base model.
+
+    RUN is a run file, or - for stdin. An adapter trained in 4 bit is merged onto the base as it was
+    quantized in training; --onto full takes the full-precision base.
+
+    \b
+    Example:
+      tools/merge.py recipes/smollm2-african-history/lora.yaml --dry-run
+    """
+    if dry_run and check:
+        raise click.UsageError("--dry-run and --check exclude each other; choose one.")
+    _quiet_libraries()
+    run = runfile.load(source)
+    if onto == "quantized" and not run.config.get("load_in_4bit"):
+        raise click.UsageError(f"--onto quantized: {run.name} trains on a full-precision base (no load_in_4bit).")
+    adapter = adapter or run.output_dir
+    output = (output or run.output_dir / "merged").resolve()
+    if check:
+        return _check(run, adapter, output)
+    from lora_recipes import mergeplan
+
+    watch = results.Stopwatch()
+    plan = mergeplan.plan(run, adapter, onto or ("quantized" if run.config.get("load_in_4bit") else "full"))
+    _require_ours(output)
+    if dry_run:
+        _print_plan(plan, output)
+    plan.require_matched()
+    if dry_run:
+        return None
+    files.require_writable(output.parent)
+    record = _merge(run, plan, output, not no_verify)
+    metrics = {**record["kl"], "weights_changed": record["weights_changed"]}
+    more = {name: record[name] for name in ("verdict", "onto", "dtype", "adapter", "files")}
+    results.update(run, "merge", results.section(run, metrics, watch, **more))
+    _print_verdict(output, record)
+    return None
+
+
+if __name__ == "__main__":
+    main()
