@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes import intervals, rendering, results, runfile, tables, tasks, tracking
+from lora_recipes import intervals, libraries, rendering, results, runfile, tables, tasks, tracking
 from lora_recipes.runfile import RunFile
 
 import click
@@ -27,14 +27,6 @@ def _require_sensible(runs: list[RunFile], adapter: Path | None) -> None:
         if run.variant == "base":
             raise run.error("output_dir", "its last folder names the variant, and `base` is the base model's; rename.")
         tracking.require_login(run)
-
-
-def _quiet() -> None:
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars; ours are shown in their place
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def _score(
@@ -133,7 +125,8 @@ def main(
     runs = [runfile.load(source) for source in sources]
     _require_sensible(runs, adapter)
     watch = results.Stopwatch()
-    _quiet()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars; ours are shown in their place
+    libraries.quiet()
     from lora_recipes import likelihood
 
     candidates = likelihood.candidates(runs, base, adapter)

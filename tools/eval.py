@@ -1,12 +1,10 @@
 #!/usr/bin/env python3
 """Evaluate: answers of the base model and its variants, BERTScore and cross-entropy with intervals."""
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import rendering, results, runfile, tables, tracking
+from lora_recipes import libraries, rendering, results, runfile, tables, tracking
 from lora_recipes.runfile import RunFile
 
 import click
@@ -22,17 +20,6 @@ def _require_sensible(runs: list[RunFile], adapter: Path | None) -> None:
         if run.variant == "base":
             raise run.error("output_dir", "its last folder names the variant, and `base` is the base model's; rename.")
         tracking.require_login(run)
-
-
-def _quiet() -> None:
-    """Keep what the libraries say about themselves at import off the terminal."""
-    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="bitsandbytes")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
@@ -90,7 +77,7 @@ def main(
     _require_sensible(runs, adapter)
     watch = results.Stopwatch()
     click.echo("checking adapters, questions and scoring model …", err=True)
-    _quiet()
+    libraries.quiet()
     from lora_recipes import answering, evaluation, scorecards, scoring
 
     chosen = evaluation.choose(runs, base, adapter)

@@ -2,31 +2,17 @@
 """Merge a LoRA adapter into its base model, and verify what was written."""
 
 import json
-import logging
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes import files, results, runfile
+from lora_recipes import files, libraries, results, runfile
 from lora_recipes.runfile import RunFile
 
 import click
 
 if TYPE_CHECKING:
     from lora_recipes.mergeplan import Plan
-
-
-def _quiet_libraries() -> None:
-    """Keep what torchao, bitsandbytes, PEFT and transformers warn of in any run off the terminal."""
-    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("bitsandbytes", "peft"):
-        warnings.filterwarnings("ignore", module=name)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _require_ours(output: Path) -> None:
@@ -168,7 +154,7 @@ def main(
     """
     if dry_run and check:
         raise click.UsageError("--dry-run and --check exclude each other; choose one.")
-    _quiet_libraries()
+    libraries.quiet()
     run = runfile.load(source)
     if onto == "quantized" and not run.config.get("load_in_4bit"):
         raise click.UsageError(f"--onto quantized: {run.name} trains on a full-precision base (no load_in_4bit).")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a run file with transformers' Trainer and PEFT; needs no Axolotl."""
 
-from lora_recipes import processes, runfile
+from lora_recipes import libraries, processes, runfile
 
 import click
 
@@ -20,8 +20,6 @@ def main(run: str) -> None:
     if run == "-" and processes.world_size() > 1:
         raise click.UsageError("of several processes only one can read stdin; save the run file and give its path.")
     loaded = runfile.load(run)
-    from lora_recipes import libraries
-
     libraries.quiet()
     from lora_recipes import trainer
 

@@ -85,7 +85,7 @@ def _write_companions(run: RunFile, plan: Plan, folder: Path) -> None:
         settings = shards.read_json(plan.base / name)
         settings.pop("quantization_config", None)
         if plan.untied and name == "config.json":
-            pass
+            settings["tie_word_embeddings"] = False
         ends = settings.get("eos_token_id")
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
         if "eos_token" in (run.config.get("special_tokens") or {}) and tokenizer.eos_token_id not in ends:
