@@ -117,3 +117,11 @@ def test_a_folder_that_cannot_be_written_fails_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(click.ClickException, match="cannot be written"):
         load(tmp_path, GOOD.replace("outputs/r/v", str(tmp_path / "file" / "out"))).keep()
+
+
+def test_the_tools_are_sub_commands_of_axolotl_where_the_name_is_free():
+    from importlib.metadata import entry_points
+
+    found = {point.name: point.load() for point in entry_points(group="axolotl.cli_commands")}
+    assert {"render", "merge", "eval", "benchmark", "compare", "report"} <= set(found)
+    assert all(isinstance(command, click.Command) for command in found.values())
