@@ -39,6 +39,11 @@ class CpuPlugin(BasePlugin):
         """transformers wants to be told before it takes bf16 on a CPU; with DeepSpeed it must not be."""
         return {"use_cpu": True} if processes.on_cpu() and not cfg.deepspeed and processes.world_size() == 1 else {}
 
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        from lora_recipes.progress import StepLines
+
+        return [StepLines()]
+
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         processes.require_world(trainer.args.world_size)
         self.trainer, self.watch = trainer, results.Stopwatch()

@@ -27,11 +27,23 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def share_cores() -> None:
+    """Give each process its share of the cores: launchers set OMP_NUM_THREADS=1, meant for GPUs."""
+    if not on_cpu() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def join(deepspeed: bool) -> None:
-    """Join the processes of this run over gloo; one process needs it for DeepSpeed alone.
+    """Join the processes of this run over gloo, each with its share of the cores; one process needs
+    gloo for DeepSpeed alone.
 
     Call it before accelerate's or DeepSpeed's first use.
     """
+    share_cores()
     if not on_cpu() or (world_size() == 1 and not deepspeed):
         return
     import torch
