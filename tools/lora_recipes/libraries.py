@@ -12,6 +12,8 @@ def quiet() -> None:
     """
     for name in ("torchao", "torch.utils._pytree", "bitsandbytes", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # DeepSpeed sets its level when it is imported, so a filter: it warns that a CPU is a CPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     warnings.filterwarnings("ignore", module="bitsandbytes")
     import transformers
 
