@@ -27,7 +27,7 @@ def test_the_tensors_have_the_known_hash(embedded_model):
 
 def test_a_damaged_package_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "_GGUF_SHA256", "0" * 64)
-    with pytest.raises(click.ClickException, match=r"not the model file expected .* make setup"):
+    with pytest.raises(click.ClickException, match=r"not the model file expected .*make setup"):
         embedded.ensure_chat_model(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == [".model.lock"]
 
