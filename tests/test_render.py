@@ -3,12 +3,12 @@
 import subprocess
 import sys
 
-from lora_recipes import ROOT, rendering, runfile, yamlfile
+from lora_recipes import ROOT, ingredients, rendering, runfile, yamlfile
 
 import click
 import pytest
 
-RECIPES = rendering.recipe_names()
+RECIPES = ingredients.recipe_names()
 VARIANTS = rendering.CHECKED_IN
 
 
@@ -53,7 +53,7 @@ ON_A_CPU = {"bf16", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora
 def test_a_variant_changes_exactly_its_delta(recipe, variant):
     lora, other = parsed(recipe, "lora"), parsed(recipe, variant)
     changed = {key for key in {*lora, *other} if lora.get(key) != other.get(key)}
-    on_cpu = ON_A_CPU if rendering.load_recipe(recipe).facts["cpu"] else set()
+    on_cpu = ON_A_CPU if ingredients.load_recipe(recipe).facts["cpu"] else set()
     assert changed - on_cpu == DELTAS[variant] | {"output_dir"}
 
 
@@ -146,7 +146,7 @@ def test_an_undefined_name_in_a_template_is_an_error_with_its_line(tmp_path, mon
 
 
 def test_a_template_expression_in_ingredients_is_an_error_with_its_line(tmp_path):
-    text = (rendering.RECIPES / f"{RECIPES[0]}.yaml").read_text()
+    text = (ingredients.RECIPES / f"{RECIPES[0]}.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("seed: 42", "seed: {{ seed }}"))
     line = text[: text.index("seed: 42")].count("\n") + 1
     with pytest.raises(click.ClickException, match=rf"mine.yaml, line {line}: .*not a template"):
@@ -154,7 +154,7 @@ def test_a_template_expression_in_ingredients_is_an_error_with_its_line(tmp_path
 
 
 def test_ingredients_of_ones_own_render(tmp_path):
-    text = (rendering.RECIPES / "smollm2-african-history.yaml").read_text()
+    text = (ingredients.RECIPES / "smollm2-african-history.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("lora_r: 16", "lora_r: 4"))
     run = parsed(str(tmp_path / "mine.yaml"), "lora")
     assert run["lora_r"] == 4 and run["output_dir"] == "outputs/mine/lora"

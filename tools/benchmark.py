@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes import intervals, libraries, rendering, results, runfile, tables, tasks, tracking
-from lora_recipes.runfile import RunFile
+from lora_recipes import files, intervals, libraries, results, runfile, tables, tasks, tracking
 
 import click
 
@@ -15,18 +14,6 @@ if TYPE_CHECKING:
 
 Scores = dict[str, dict[str, Any]]
 """Task -> metrics, outcomes, seconds: see likelihood.measure."""
-
-
-def _require_sensible(runs: list[RunFile], adapter: Path | None) -> None:
-    folders = [run.output_dir.resolve() for run in runs]
-    if len(set(folders)) < len(folders):
-        raise click.UsageError("two run files have the same output_dir; give each run once.")
-    if adapter and len(runs) > 1:
-        raise click.UsageError("--adapter belongs to one run file; give one.")
-    for run in runs:
-        if run.variant == "base":
-            raise run.error("output_dir", "its last folder names the variant, and `base` is the base model's; rename.")
-        tracking.require_login(run)
 
 
 def _score(
@@ -122,8 +109,9 @@ def main(
       tools/benchmark.py recipes/smollm2-african-history/lora.yaml --base --limit 20
     """
     wanted = tasks.chosen(names)
-    runs = [runfile.load(source) for source in sources]
-    _require_sensible(runs, adapter)
+    runs = runfile.load_several(sources, adapter)
+    for run in runs:
+        tracking.require_login(run)
     watch = results.Stopwatch()
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars; ours are shown in their place
     libraries.quiet()
@@ -139,7 +127,7 @@ def main(
     sections = {candidate: _section(candidate, scores, watch, skipped=skipped, limit=limit) for candidate in candidates}
     for candidate, section in sections.items():
         path = results.update(candidate.run, "benchmark", section, base=candidate.adapter is None)
-        click.echo(rendering.relative(path), err=True)
+        click.echo(files.relative(path), err=True)
     click.echo(_table(sections))
     for candidate, section in sections.items():
         if tracking.wanted(candidate.run):

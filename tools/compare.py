@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import files, pages, rendering, results, runfile, sidebyside, tables
+from lora_recipes import files, pages, results, runfile, sidebyside, tables
 from lora_recipes.sidebyside import System
 
 import click
@@ -117,7 +117,7 @@ def main(sources: tuple[str, ...], base: bool, split: str, count: int, output: P
     }
     for path, text in pages_made.items():
         files.write_text(path, text)
-        click.echo(rendering.relative(path))
+        click.echo(files.relative(path))
 
 
 if __name__ == "__main__":

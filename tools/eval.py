@@ -4,22 +4,9 @@
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import libraries, rendering, results, runfile, tables, tracking
-from lora_recipes.runfile import RunFile
+from lora_recipes import files, libraries, results, runfile, tables, tracking
 
 import click
-
-
-def _require_sensible(runs: list[RunFile], adapter: Path | None) -> None:
-    folders = [run.output_dir.resolve() for run in runs]
-    if len(set(folders)) < len(folders):
-        raise click.UsageError("two run files have the same output_dir; give each run once.")
-    if adapter and len(runs) > 1:
-        raise click.UsageError("--adapter belongs to one run file; give one.")
-    for run in runs:
-        if run.variant == "base":
-            raise run.error("output_dir", "its last folder names the variant, and `base` is the base model's; rename.")
-        tracking.require_login(run)
 
 
 def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
@@ -73,8 +60,9 @@ def main(
     """
     if "/" in split:
         raise click.UsageError(f"--split {split}: the name of a split has no slash; give test, validation or train.")
-    runs = [runfile.load(source) for source in sources]
-    _require_sensible(runs, adapter)
+    runs = runfile.load_several(sources, adapter)
+    for run in runs:
+        tracking.require_login(run)
     watch = results.Stopwatch()
     click.echo("checking adapters, questions and scoring model …", err=True)
     libraries.quiet()
@@ -90,7 +78,7 @@ def main(
     kind = "evaluation" if split == "test" else f"evaluation-{split}"
     for system, section in zip(systems, sections, strict=True):
         path = results.update(system.run, kind, section, base=system.adapter is None)
-        click.echo(rendering.relative(path), err=True)
+        click.echo(files.relative(path), err=True)
     click.echo(_table([system.name for system in systems], sections))
     for system, section in zip(systems, sections, strict=True):
         if tracking.wanted(system.run):

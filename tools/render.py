@@ -4,14 +4,14 @@
 import difflib
 from pathlib import Path
 
-from lora_recipes import ROOT, files, rendering
+from lora_recipes import ROOT, files, ingredients, rendering
 
 import click
 
 
 def _print_list() -> None:
-    for name in rendering.recipe_names():
-        facts = rendering.load_recipe(name).facts
+    for name in ingredients.recipe_names():
+        facts = ingredients.load_recipe(name).facts
         click.echo(f"recipe   {name:<28} {facts['title']}; {facts['hardware']}")
     for name in rendering.variant_names():
         words = rendering.parse_words(name)
@@ -21,7 +21,7 @@ def _print_list() -> None:
 def _checked_in() -> dict[Path, str]:
     rendered = {
         ROOT / "recipes" / recipe / f"{variant}.yaml": rendering.render(recipe, variant)
-        for recipe in rendering.recipe_names()
+        for recipe in ingredients.recipe_names()
         for variant in rendering.CHECKED_IN
     }
     return rendered | {ROOT / "README.md": _readme()}
@@ -29,12 +29,12 @@ def _checked_in() -> dict[Path, str]:
 
 def _readme() -> str:
     """README.md with its table of recipes and variants made anew."""
-    text = rendering.read_text(ROOT / "README.md")
+    text = files.read_text(ROOT / "README.md")
     before, _, rest = text.partition("<!-- recipes -->\n")
     after = rest.partition("<!-- /recipes -->\n")[2]
     lines = ["| recipe | trains | runs on | variants |", "|---|---|---|---|"]
-    for name in rendering.recipe_names():
-        facts = rendering.load_recipe(name).facts
+    for name in ingredients.recipe_names():
+        facts = ingredients.load_recipe(name).facts
         files_ = " ".join(f"[{variant}](recipes/{name}/{variant}.yaml)" for variant in rendering.CHECKED_IN)
         lines.append(f"| `{name}` | {facts['title']} | {facts['hardware']} | {files_} |")
     return "\n".join([f"{before}<!-- recipes -->", *lines, f"<!-- /recipes -->\n{after}"])
@@ -50,14 +50,14 @@ def _check() -> None:
     drifted = 0
     expected = _checked_in()
     for path, text in expected.items():
-        found = rendering.read_text(path) if path.exists() else ""
+        found = files.read_text(path) if path.exists() else ""
         if found != text:
             drifted += 1
-            name = rendering.relative(path)
+            name = files.relative(path)
             click.echo(_diff(found, text, name, f"{name} as rendered"), nl=False)
     strangers = sorted(set((ROOT / "recipes").rglob("*.yaml")) - set(expected))
     for path in strangers:
-        click.echo(f"{rendering.relative(path)}: no recipe and variant renders this file")
+        click.echo(f"{files.relative(path)}: no recipe and variant renders this file")
     if drifted or strangers:
         raise click.ClickException(
             f"{drifted} of {len(expected)} files differ from the templates and {len(strangers)} are unknown; "
@@ -108,7 +108,7 @@ def main(
     if all_:
         for path, text in _checked_in().items():
             files.write_text(path, text)
-            click.echo(rendering.relative(path), err=True)
+            click.echo(files.relative(path), err=True)
         return None
     text = rendering.render(recipe, variant, settings, inline_deepspeed)
     if other is not None:

@@ -5,7 +5,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, pages, plots, rendering, reporting, systems, tables
+from lora_recipes import ROOT, files, pages, plots, reporting, systems, tables
 from lora_recipes.systems import System
 
 import click
@@ -26,11 +26,11 @@ def _folder(given: Path | None, publish: bool) -> Path:
 
 def _measured(folder: Path) -> list[System]:
     if not folder.is_dir():
-        raise click.UsageError(f"no folder {rendering.relative(folder)}; measure first with `tools/eval.py RUN`.")
+        raise click.UsageError(f"no folder {files.relative(folder)}; measure first with `tools/eval.py RUN`.")
     found = systems.load(folder)
     if not found and folder.resolve() != RESULTS:
         raise click.ClickException(
-            f"{rendering.relative(folder)}: no result files; measure with `tools/eval.py RUN`, or give another folder."
+            f"{files.relative(folder)}: no result files; measure with `tools/eval.py RUN`, or give another folder."
         )
     return found
 
@@ -91,13 +91,13 @@ def main(folder: Path | None, output: Path | None, publish: bool) -> None:
     target = output or (RESULTS if publish else source)
     if publish:
         for system in measured:
-            click.echo(rendering.relative(systems.publish(system, target)))
+            click.echo(files.relative(systems.publish(system, target)))
         measured = systems.load(target)
     recipes = {system.recipe for system in measured}
     if RESULTS in (source.resolve(), target.resolve()):
         recipes |= set(systems.published_recipes())
     for path in _write(measured, sorted(recipes), target):
-        click.echo(rendering.relative(path))
+        click.echo(files.relative(path))
 
 
 if __name__ == "__main__":

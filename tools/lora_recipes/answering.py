@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import files, rendering, scoring
+from lora_recipes import files, scoring
 from lora_recipes.questions import Question
 
 import click
@@ -23,7 +23,7 @@ def locked(paths: list[Path]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for path in sorted(paths):  # in one order everywhere, so that two never wait for each other
             if _is_held(path):
-                click.echo(f"{rendering.relative(path)}: another evaluation is answering; waiting for it …", err=True)
+                click.echo(f"{files.relative(path)}: another evaluation is answering; waiting for it …", err=True)
             stack.enter_context(files.locked(path))
         yield
 
@@ -57,7 +57,7 @@ def kept(path: Path, hashes: dict[int, str]) -> dict[int, dict[str, Any]]:
             found[answer["row"]] = answer
         else:
             foreign.append(answer)
-    name = rendering.relative(path)
+    name = files.relative(path)
     if damaged:
         click.echo(f"{name}: {damaged} damaged line dropped; its question is asked again", err=True)
     if foreign:

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_recipes import ROOT
+
 import click
 
 
@@ -92,3 +94,22 @@ def require_writable(folder: Path) -> None:
         finally:
             os.close(handle)
             os.unlink(probe)
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.ClickException(
+            f"{relative(path)}: byte {error.start} is not UTF-8; save the file as UTF-8."
+        ) from None
+    except OSError as error:
+        raise click.ClickException(f"{relative(path)}: cannot be read: {error.strerror}.") from None
+
+
+def relative(path: Path) -> str:
+    """A path as the user would write it: from the checkout's root where it lies inside."""
+    try:
+        return str(path.resolve().relative_to(ROOT))
+    except ValueError:
+        return str(path)

@@ -2,42 +2,20 @@
 
 import hashlib
 import json
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, keys, yamlfile
+from lora_recipes import ROOT, files, ingredients, keys, yamlfile
+from lora_recipes.ingredients import Rendered
 
 import click
 import jinja2
 
-RECIPES = ROOT / "templates" / "recipes"
 VARIANTS = ROOT / "templates" / "variants"
 CHECKED_IN = ("lora", "qlora", "ds2", "ds3", "peft", "peft+ds2", "peft+qlora", "qlora+ds2")
 """The variants of every recipe that are kept under recipes/."""
 
 _ORDER = ("lora", "peft", "qlora", "ds2", "ds3")
-_FACTS = {"title": str, "hardware": str, "cpu": bool, "gpus": int, "global_batch": int, "notes": list}
-"""The keys of the `recipe:` section of the ingredients, which do not go into the run file."""
-
-
-@dataclass
-class Rendered:
-    """A run file in the making: values by Axolotl key, comments by path."""
-
-    name: str
-    variant: str
-    facts: dict[str, Any]
-    run: dict[str, Any]
-    comments: dict[yamlfile.Path, str]
-    source: str
-    words: list[str] = field(default_factory=list)
-    set_keys: set[str] = field(default_factory=set)
-
-
-def recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def variant_names() -> list[str]:
@@ -54,7 +32,7 @@ def render(recipe: str, variant: str, settings: tuple[str, ...] = (), inline_dee
     Raises click.UsageError for an unknown recipe or variant, a combination that makes no sense or
     a bad setting, and click.ClickException for a mistake in a template or an ingredients file.
     """
-    made = load_recipe(recipe)
+    made = ingredients.load_recipe(recipe)
     deltas = parse_variant(variant, made)
     made.variant = "+".join(name for name in deltas if name != "lora" or len(deltas) == 1)
     for name in deltas:
@@ -65,42 +43,6 @@ def render(recipe: str, variant: str, settings: tuple[str, ...] = (), inline_dee
     if inline_deepspeed:
         _inline_deepspeed(made)
     return _fill(made)
-
-
-def load_recipe(recipe: str) -> Rendered:
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) or "/" in recipe else RECIPES / f"{recipe}.yaml"
-    if not path.is_file():
-        if path.parent == RECIPES:
-            known = recipe_names()
-            near = keys.nearest(recipe, known)
-            raise click.UsageError(f"no recipe {recipe!r}{near} Known: {', '.join(known)}; or give a path to your own.")
-        raise click.UsageError(f"no ingredients file {recipe}; `tools/render.py --list` shows the recipes there are.")
-    label = relative(path)
-    text = read_text(path)
-    if found := re.search(
-        r"(?m)^[^#\n]*?(\{\{|\{%)", re.sub(r'"[^"\n]*"|\'[^\'\n]*\'', lambda m: "s" * len(m.group()), text)
-    ):
-        line = text.count("\n", 0, found.start(1)) + 1
-        raise click.ClickException(
-            f"{label}, line {line}: {found.group(1)} … : ingredients are plain YAML, not a template; "
-            "write the value, or quote it."
-        )
-    document = yamlfile.load(text, label)
-    facts = document.data.pop("recipe", None)
-    if not isinstance(facts, dict):
-        raise click.ClickException(
-            f"{label}: recipe: expected a section with {', '.join(_FACTS)}; see templates/recipes/ for one."
-        )
-    for key, value in facts.items():
-        if key not in _FACTS:
-            raise document.error(("recipe", key), f"unknown key{keys.nearest(key, _FACTS)} Known: {', '.join(_FACTS)}.")
-        if not isinstance(value, _FACTS[key]) or (isinstance(value, bool) and _FACTS[key] is int):
-            raise document.error(("recipe", key), f"expected {_FACTS[key].__name__}, found {value!r}.")
-    for key in ("title", "hardware", "global_batch"):
-        if key not in facts:
-            raise document.error(("recipe",), f"lacks {key}; add it.")
-    facts = {"cpu": False, "gpus": 1, "notes": []} | facts
-    return Rendered(path.stem, "", facts, document.data, document.comments, label)
 
 
 def parse_variant(variant: str, made: Rendered) -> list[str]:
@@ -132,7 +74,7 @@ def _delta(made: Rendered, name: str) -> tuple[dict[str, Any], yamlfile.Document
     """A variant's own section (words, excludes) and its keys."""
     path = VARIANTS / f"{name}.yaml"
     text = _jinja(path, recipe=made.facts, run=made.run)
-    document = yamlfile.load(text, relative(path))
+    document = yamlfile.load(text, files.relative(path))
     return document.data.pop("variant", {}), document
 
 
@@ -156,12 +98,12 @@ def _jinja(path: Path, **context: Any) -> str:
     )
     env.filters["yaml"] = yamlfile.scalar
     try:
-        source = read_text(path)
+        source = files.read_text(path)
         return env.from_string(source).render(**context)
     except jinja2.TemplateSyntaxError as error:
-        raise click.ClickException(f"{relative(path)}, line {error.lineno}: {error.message}.") from None
+        raise click.ClickException(f"{files.relative(path)}, line {error.lineno}: {error.message}.") from None
     except jinja2.TemplateError as error:
-        raise click.ClickException(f"{relative(path)}, line {_template_line(error)}: {error.message}.") from None
+        raise click.ClickException(f"{files.relative(path)}, line {_template_line(error)}: {error.message}.") from None
 
 
 def _template_line(error: BaseException) -> int:
@@ -257,7 +199,7 @@ def _inline_deepspeed(made: Rendered) -> None:
             f"--inline-deepspeed: variant {made.variant!r} has no DeepSpeed file; use it with ds2 or ds3."
         )
     try:
-        made.run["deepspeed"] = json.loads(read_text(ROOT / path))
+        made.run["deepspeed"] = json.loads(files.read_text(ROOT / path))
     except json.JSONDecodeError as error:
         raise click.ClickException(f"{path}, line {error.lineno}: invalid JSON: {error.msg}.") from None
     _forget_comments(made, ("deepspeed",))
@@ -286,22 +228,3 @@ def _fill(made: Rendered) -> str:
         keys=list(made.run),
         entries=entries,
     )
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise click.ClickException(
-            f"{relative(path)}: byte {error.start} is not UTF-8; save the file as UTF-8."
-        ) from None
-    except OSError as error:
-        raise click.ClickException(f"{relative(path)}: cannot be read: {error.strerror}.") from None
-
-
-def relative(path: Path) -> str:
-    """A path as the user would write it: from the checkout's root where it lies inside."""
-    try:
-        return str(path.resolve().relative_to(ROOT))
-    except ValueError:
-        return str(path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, keys, rendering, yamlfile
+from lora_recipes import ROOT, files, keys, yamlfile
 
 import click
 import yaml
@@ -99,13 +99,29 @@ def load(source: str | Path) -> RunFile:
         path = Path(source)
         if not path.is_file():
             raise click.UsageError(f"no run file {source}; recipes/ holds the rendered ones.")
-        name, text = str(source), rendering.read_text(path)
+        name, text = str(source), files.read_text(path)
     document = yamlfile.load(text, name)
     _check_keys(document, (), document.data, keys.schema())
     for key in ("base_model", "datasets", "output_dir"):
         if not document.data.get(key):
             raise click.ClickException(f"{name}: {key}: missing; a run file needs it, see recipes/ for examples.")
     return RunFile(document, text, _anchor(document.data))
+
+
+def load_several(sources: tuple[str, ...], adapter: Path | None = None) -> list[RunFile]:
+    """The run files of one call, each with an output folder of its own that is not the base model's.
+
+    Raises as `load` does, and click.UsageError for a run given twice or one adapter for several.
+    """
+    runs = [load(source) for source in sources]
+    if len({run.output_dir.resolve() for run in runs}) < len(runs):
+        raise click.UsageError("two run files have the same output_dir; give each run once.")
+    if adapter and len(runs) > 1:
+        raise click.UsageError("--adapter belongs to one run file; give one.")
+    for run in runs:
+        if run.variant == "base":
+            raise run.error("output_dir", "its last folder names the variant, and `base` is the base model's; rename.")
+    return runs
 
 
 def _decoded(data: bytes) -> str:

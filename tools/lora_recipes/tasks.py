@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, keys, rendering, tinybenchmarks
+from lora_recipes import ROOT, files, keys, tinybenchmarks
 
 import click
 import yaml
@@ -93,7 +93,7 @@ def _cloze(name: str, questions: Path) -> Task:
     MMLU too is asked without lettered options: shown letters, SmolLM2-135M is right in 24 % and by
     the likelihood of the options in 29 %; on our questions in 25 % (one letter throughout) and 49 %.
     """
-    definition = yaml.safe_load(rendering.read_text(_OURS / "african_history_mc.yaml")) | {"task": name}
+    definition = yaml.safe_load(files.read_text(_OURS / "african_history_mc.yaml")) | {"task": name}
     del definition["dataset_kwargs"]
     asked = json.dumps(definition, sort_keys=True).encode() + questions.read_bytes()
     definition["dataset_kwargs"] = {"data_files": {"test": str(questions)}}

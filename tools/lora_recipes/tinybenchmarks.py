@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, rendering
+from lora_recipes import ROOT, files
 
 DATASETS = {"tinyMMLU": "tinyBenchmarks/tinyMMLU", "tinyTruthfulQA": "tinyBenchmarks/tinyTruthfulQA"}
 METRICS = {"tinyMMLU": "acc_norm", "tinyTruthfulQA": "acc"}
@@ -48,7 +48,7 @@ def require(name: str, limit: int | None) -> str:
     if not _PARAMETERS.is_file():
         raise OutOfReach(
             f"the parameters of tinyBenchmarks are missing; put {_PARAMETERS.name} from its repository "
-            f"at {rendering.relative(_PARAMETERS)}"
+            f"at {files.relative(_PARAMETERS)}"
         )
     _require_arrays(_PARAMETERS)
     revision = _revision(DATASETS[name])
@@ -87,7 +87,7 @@ def _require_arrays(path: Path) -> None:
         if not isinstance(found, dict) or not {"mmlu", "truthfulqa"} <= set(found):
             raise ValueError("no parameters of mmlu and truthfulqa")
     except (pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, ImportError, TypeError) as error:
-        raise OutOfReach(f"{rendering.relative(path)} cannot be read ({error}); fetch it again") from None
+        raise OutOfReach(f"{files.relative(path)} cannot be read ({error}); fetch it again") from None
 
 
 def _revision(dataset: str) -> str:

@@ -25,6 +25,13 @@ def require_login(run: RunFile) -> None:
         raise run.error(key, "no W&B login is found; run `wandb login`, or set WANDB_MODE=offline.")
 
 
+def name_project(run: RunFile) -> None:
+    """Tell transformers' W&B callback, which reads the environment, what the run file says."""
+    if run.config.get("wandb_project"):
+        os.environ["WANDB_PROJECT"] = str(run.config["wandb_project"])
+        os.environ["WANDB_MODE"] = _mode(run)
+
+
 def log(run: RunFile, name: str, kind: str, metrics: dict[str, Any]) -> None:
     """Log one system's metrics as a W&B run: `evaluation/bertscore_f1`, its `_low` and `_high`, and so on.
 

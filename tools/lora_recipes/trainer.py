@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import batches, files, models, processes, prompts, results, settings
+from lora_recipes import batches, files, models, processes, prompts, results, settings, tracking
 from lora_recipes.progress import StepLines
 from lora_recipes.runfile import RunFile
 
@@ -64,7 +64,8 @@ def train(run: RunFile) -> None:
     if results.finished(run):
         click.echo(f"{run.output_dir}: this run file was trained to its end; nothing to do.", err=True)
         return
-    require_login(run)
+    tracking.require_login(run)
+    tracking.name_project(run)
     if processes.is_main():
         run.keep()
     processes.join(deepspeed=bool(run.config.get("deepspeed")))
@@ -170,23 +171,6 @@ def report_rows(train_rows: batches.TokenRows, eval_rows: batches.TokenRows | No
     )
     if eval_rows and eval_rows.dropped:
         click.echo(f"{eval_rows.dropped} validation rows over the length limit left out", err=True)
-
-
-def require_login(run: RunFile) -> None:
-    """Ask for W&B's key before the model is loaded, not after."""
-    import os
-
-    mode = os.environ.get("WANDB_MODE") or run.config.get("wandb_mode") or "online"
-    if not run.config.get("wandb_project"):
-        return
-    os.environ["WANDB_PROJECT"] = str(run.config["wandb_project"])
-    os.environ["WANDB_MODE"] = mode
-    if mode != "online":
-        return
-    import wandb
-
-    if not wandb.api.api_key:
-        raise run.error("wandb_project", "no W&B login is found; run `wandb login`, or set WANDB_MODE=offline.")
 
 
 def last_checkpoint(run: RunFile) -> str | None:
