@@ -113,6 +113,27 @@ def test_axolotl_with_bad_stdin_fails_in_one_sentence(text):
     assert done.returncode == 1 and done.stderr.startswith("Error: stdin") and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [('{"question": "a", "anser": "b"}\n', "no column 'answer'"), ("", "cannot be read"), (None, "cannot be read")],
+)
+def test_axolotl_with_bad_data_on_stdin_fails_in_one_sentence_before_it_starts(tmp_path, monkeypatch, rows, words):
+    if rows is not None:
+        (tmp_path / "train.jsonl").write_text(rows)
+    settings = (f"datasets.0.path={tmp_path}", f"output_dir={tmp_path}/out")
+    from_stdin(monkeypatch, rendering.render("smollm2-african-history", "lora", settings))
+    with pytest.raises(click.ClickException, match=rf"line \d+: datasets.0.* {words}"):
+        axolotl_cli.with_stdin_kept(["train", "-"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_deepspeed_file_that_is_not_there_stops_the_run(tmp_path, monkeypatch):
+    settings = ("deepspeed=nowhere.json", f"output_dir={tmp_path}/out")
+    from_stdin(monkeypatch, rendering.render("smollm2-african-history", "ds2", settings))
+    with pytest.raises(click.ClickException, match=r"deepspeed: there is no file nowhere.json"):
+        axolotl_cli.with_stdin_kept(["train", "-"])
+
+
 def test_a_folder_that_cannot_be_written_fails_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(click.ClickException, match="cannot be written"):

@@ -5,9 +5,10 @@ kept beside the outputs, and Axolotl is started on that file. Every other call g
 """
 
 import importlib.util
+import subprocess
 import sys
 
-from lora_recipes import results, runfile
+from lora_recipes import results, rows, runfile
 
 import click
 
@@ -21,10 +22,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     if args is None:
         return
-    sys.argv[1:] = args
+    from_stdin, sys.argv[1:] = args != sys.argv[1:], args
     from axolotl.cli.main import main as axolotl_main
 
-    axolotl_main()
+    try:
+        axolotl_main()
+    except subprocess.CalledProcessError as error:
+        if not from_stdin:
+            raise
+        sys.exit(error.returncode)  # the trainer has said why; the launcher's traceback adds nothing
 
 
 def with_stdin_kept(args: list[str]) -> list[str] | None:
@@ -37,13 +43,28 @@ def with_stdin_kept(args: list[str]) -> list[str] | None:
     if len(own) < 2 or "-" not in own[1:]:
         return args
     at = own.index("-", 1)
-    run = runfile.load(runfile.load("-").keep())
+    given = runfile.load("-")
+    _require_plugins(given)
+    _require_inputs(given)
+    run = runfile.load(given.keep())
     if args[0] == "train" and results.finished(run):
         click.echo(f"{run.output_dir}: this run file was trained to its end; nothing to do.", err=True)
         return None
-    _require_plugins(run)
     click.echo(f"run file kept as {run.name}", err=True)
     return [*args[:at], run.name, *args[at + 1 :]]
+
+
+def _require_inputs(run: runfile.RunFile) -> None:
+    """What can be seen before Axolotl's half minute of start-up: the DeepSpeed file and local rows."""
+    deepspeed = run.config.get("deepspeed")
+    if isinstance(deepspeed, str) and not run.path(deepspeed).is_file():
+        raise run.error("deepspeed", f"there is no file {deepspeed}; take one of deepspeed_configs/.")
+    for key, part in (("datasets", "train"), ("test_datasets", "validation")):
+        entries = run.config.get(key) or []
+        if entries and all(
+            isinstance(entry.get("type"), dict) and run.path(entry["path"]).exists() for entry in entries
+        ):
+            rows.load_rows(run, part)
 
 
 def _require_plugins(run: runfile.RunFile) -> None:

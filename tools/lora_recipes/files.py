@@ -18,7 +18,13 @@ def clear_errors(what: Path | str) -> Iterator[None]:
     """Say an operating-system error in one sentence with its remedy."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError):
+            if "os error 28" in str(error) or "No space left on device" in str(error):  # safetensors' and torch's own
+                raise click.ClickException(
+                    f"{what}: the disk is full; free some space and run the same command again."
+                ) from None
+            raise
         path = error.filename or what
         remedies = {
             28: "free some disk space",
@@ -87,13 +93,19 @@ def require_writable(folder: Path) -> None:
     """Fail before the work, not after it, when a folder cannot take files."""
     with clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, probe = tempfile.mkstemp(prefix=".probe.", dir=folder)
-        try:
-            os.write(handle, b"\0" * 65536)  # a full disk lets an empty file through
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-            os.unlink(probe)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 65536)  # a full disk lets an empty file through
+            probe.flush()
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Fail before the work when the disk of a folder has less than `size` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise click.ClickException(
+            f"{folder}: {size / 1e6:,.0f} MB are needed there and {free / 1e6:,.0f} MB are free; "
+            "free some space, or choose another folder."
+        )
 
 
 def read_text(path: Path) -> str:

@@ -1,9 +1,11 @@
 """Axolotl plugins: CPU support for recipes that name it, and the plain trainer inside Axolotl."""
 
+import sys
 from typing import Any
 
 from lora_recipes import processes, results
 
+import click
 from axolotl.integrations.base import BasePlugin
 
 _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
@@ -17,6 +19,7 @@ class CpuPlugin(BasePlugin):
 
     def register(self, cfg: Any) -> None:
         """Before validation: no fused kernels (they need a GPU), processes joined over gloo."""
+        _say_errors_in_a_sentence()
         if not processes.on_cpu():
             return
         for kernel in _KERNELS:
@@ -68,6 +71,7 @@ class PlainTrainerPlugin(BasePlugin):
     def register(self, cfg: Any) -> None:
         from lora_recipes import settings
 
+        _say_errors_in_a_sentence()
         settings.require_supported(_run_file(cfg))
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
@@ -104,6 +108,18 @@ class PlainTrainerPlugin(BasePlugin):
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         return {"label_names": ["labels"], "prediction_loss_only": True, "remove_unused_columns": False}
+
+
+def _say_errors_in_a_sentence() -> None:
+    """A user's mistake found inside Axolotl's process is a click error: no traceback for it."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, click.ClickException):
+            error.show()
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _run_file(cfg: Any) -> Any:

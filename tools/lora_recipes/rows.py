@@ -93,7 +93,7 @@ def _plain_errors(run: RunFile, key: str, entry: dict[str, Any]) -> Iterator[Non
         raise
     except Exception as error:  # datasets raises a score of types for a user's mistake
         cause = error.__cause__ or error
-        words = " ".join(str(cause).split())[:300] or type(cause).__name__
+        words = " ".join(str(cause).split())[:300] or "it is empty or malformed"
         raise run.error(
             f"{key}.path",
             f"{entry['path']} ({entry.get('split')}) cannot be read: {words}. "

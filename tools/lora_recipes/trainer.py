@@ -86,6 +86,7 @@ def train(run: RunFile) -> None:
         callbacks=[StepLines()],
     )
     _quiet(trainer)
+    files.require_space(run.output_dir, _checkpoint_bytes(trainer.model))
     processes.require_world(trainer.args.world_size)
     with files.clear_errors(run.output_dir):
         trainer.train(resume_from_checkpoint=last_checkpoint(run))
@@ -94,6 +95,11 @@ def train(run: RunFile) -> None:
         models.require_adapter(run.output_dir, run)
         results.update(run, "training", section(run, trainer, watch, train_rows, eval_rows))
         click.echo(f"adapter saved in {run.output_dir}", err=True)
+
+
+def _checkpoint_bytes(model: Any) -> int:
+    """Of one checkpoint and the final adapter: the trained weights twice, and Adam's two moments, in float32."""
+    return 4 * 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _quiet(trainer: Any) -> None:
