@@ -396,11 +396,15 @@ def test_a_missing_adapter_an_adapter_of_another_base_and_an_unknown_split_are_o
 
 @pytest.mark.slow
 def test_the_scores_reach_wandb(trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    wandb.teardown()  # an earlier test's settings would outlive its environment
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     done = evaluate(trained("lora", "wandb_project=history"), *FEW)
     assert done.exit_code == 0, done.output
     logged = b"".join(path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    wandb.teardown()
     assert b"evaluation/bertscore_f1_low" in logged
 
 

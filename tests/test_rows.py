@@ -38,6 +38,12 @@ def test_an_unknown_split_is_one_sentence(run_file):
         rows.load_rows(runfile.load(run_file("lora")), "tst")
 
 
+def test_a_single_file_has_no_test_rows(run_file, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    with pytest.raises(click.ClickException, match=r"rows.jsonl \(test\) cannot be read: Unknown split"):
+        rows.load_rows(run_on(run_file, tmp_path / "rows.jsonl"), "test")
+
+
 def test_data_that_are_nowhere_are_one_sentence(run_file):
     with pytest.raises(click.ClickException, match=r"datasets.0.path: nowhere/atall .* cannot be read"):
         rows.load_rows(run_on(run_file, "nowhere/atall"), "train")

@@ -69,10 +69,8 @@ def _load_dataset(run: RunFile, entry: dict[str, Any]) -> Any:
     datasets.disable_progress_bars()
     local = run.path(entry["path"])
     options = {"split": entry.get("split") or "train", "name": entry.get("name")}
-    if local.is_file():
-        return datasets.load_dataset(
-            _file_type(local.suffix, entry), data_files={"train": str(local)}, **{**options, "split": "train"}
-        )
+    if local.is_file():  # a file has a train split only, as for Axolotl: asked for another, datasets says so
+        return datasets.load_dataset(_file_type(local.suffix, entry), data_files=str(local), **options)
     if local.is_dir():
         return datasets.load_dataset(str(local), data_files=entry.get("data_files"), **options)
     return datasets.load_dataset(
