@@ -125,7 +125,18 @@ def test_peft_was_trained_by_the_plain_trainer(trained):
     assert names == ["PlainTrainer", "AxolotlTrainer"]
 
 
-def test_lora_and_peft_see_the_same_rows_as_the_same_tokens_with_the_same_labels(embedded_model, run_file):
+@pytest.fixture
+def own_environment():
+    """Axolotl leaves its settings in the environment, where later subprocesses would find them."""
+    kept = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+def test_lora_and_peft_see_the_same_rows_as_the_same_tokens_with_the_same_labels(
+    embedded_model, run_file, own_environment
+):
     from lora_recipes import batches
 
     from axolotl.cli.args import TrainerCliArgs

@@ -1,6 +1,7 @@
 """A run file's keys as the plain trainer takes them. A key that it does not support is an error."""
 
 import math
+import os
 from typing import Any
 
 from lora_recipes import processes
@@ -84,6 +85,8 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
     names = ("learning_rate", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "seed")
     plain = {name: config[name] for name in names if config.get(name) is not None}
     bf16 = config.get("bf16") is True or (config.get("bf16") == "auto" and not processes.on_cpu())
+    # Accelerate would take another run's precision from the environment before this one's.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "fp16" if config.get("fp16") is True else "no"
     try:
         return TrainingArguments(
             output_dir=str(run.output_dir),
