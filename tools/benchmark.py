@@ -78,9 +78,7 @@ def _table(sections: "dict[Candidate, dict[str, Any]]") -> str:
             system = f"{candidate.run.recipe} {candidate.name}" if several else candidate.name
             to_base = section["differences"].get("base", {}).get(name)
             rows.append((name, system, tables.interval(section["metrics"][name]), tables.difference(to_base)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, tables.DIFFERENCE_NOTE])
+    return tables.aligned(rows)
 
 
 @click.command()

@@ -22,9 +22,7 @@ def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
                 tables.interval(metrics["cross_entropy"]),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, tables.DIFFERENCE_NOTE])
+    return tables.aligned(rows)
 
 
 @click.command()

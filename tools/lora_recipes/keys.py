@@ -36,8 +36,6 @@ def known_type(path: yamlfile.Path) -> Any:
         if part not in node:
             return None
         node = node[part]
-        if isinstance(node, dict) and "" in node and part != path[-1]:
-            continue
     return node
 
 

@@ -96,7 +96,6 @@ def _jinja(path: Path, **context: Any) -> str:
     env = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    env.filters["yaml"] = yamlfile.scalar
     try:
         source = files.read_text(path)
         return env.from_string(source).render(**context)

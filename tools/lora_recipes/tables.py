@@ -1,6 +1,7 @@
 """How figures are written in tables: intervals, differences, durations."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 DIFFERENCE_NOTE = "Brackets hold 95 % intervals; * marks a paired difference whose interval excludes zero."
@@ -37,6 +38,13 @@ def difference(value: Any) -> str:
         f"{value[name]:+.4f}" if isinstance(value.get(name), (int, float)) else "–" for name in ("mean", "low", "high")
     ]
     return f"{signed[0]} [{signed[1]}, {signed[2]}]{' *' if excludes_zero(value) else ''}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines for a terminal, the columns one below another, and what the brackets mean."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, DIFFERENCE_NOTE])
 
 
 def duration(seconds: Any) -> str:
