@@ -33,7 +33,7 @@ def _commands(name: str) -> Iterator[tuple[str, click.Command]]:
 
 
 def test_the_tools_are_found() -> None:
-    assert {"render", "train", "merge", "eval", "benchmark", "compare", "report", "demo"} <= set(TOOLS)
+    assert {"render", "check", "data", "train", "merge", "eval", "benchmark", "compare", "report", "demo"} <= set(TOOLS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

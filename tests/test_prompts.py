@@ -1,9 +1,14 @@
 """Prompt and mask: one definition for training and evaluation, for Axolotl and the plain trainer."""
 
-from lora_recipes import batches, models, prompts, rows, runfile
+from lora_recipes import batches, models, prompts, questions, rows, runfile, settings
 
 import click
+import jinja2
 import pytest
+
+ALPACA = "phi1.5-alpaca-gpt4"
+PLAIN = {"instruction": "Name a river.", "input": "", "output": "The Niger."}
+GIVEN = {"instruction": "Translate {this}.", "input": "fleuve\n\nrivière", "output": "river"}
 
 
 @pytest.fixture
@@ -78,3 +83,102 @@ def test_a_limit_that_leaves_nothing_or_may_not_drop_is_an_error(embedded_model,
     run = runfile.load(run_file("lora", limit, strategy))
     with pytest.raises(click.ClickException, match=r"sequence_len: .* raise the limit"):
         batches.tokenize(run, tokenizer, "train")
+
+
+def fmt_of(**settings):
+    fields = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
+    return prompts.PromptFormat(**{**prompts._DEFAULTS, **fields, **settings})
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "turn"),
+    [
+        ("<u>{instruction}\n\n### Input:\n{input}</u>", GIVEN, "Translate {this}.\n\n### Input:\nfleuve\n\nrivière"),
+        ("<u>{input} | {instruction}</u>", GIVEN, "fleuve\n\nrivière | Translate {this}."),
+        ("<u>{instruction}</u>", GIVEN, "Translate {this}."),
+        ("<u>{instruction}: {input}</u>", PLAIN, "Name a river."),
+        ("<u>{instruction}: {input}</u>", {"instruction": "Name a river."}, "Name a river."),
+    ],
+)
+def test_the_user_turn_is_the_format_from_its_first_column_to_its_last(format, row, turn):
+    fmt = fmt_of(format=format, no_input_format="<u>{instruction}</u>")
+    assert fmt.messages(row) == [{"role": "user", "content": turn}]
+    assert fmt.prompt(row) == f"<u>{turn}</u>"
+
+
+def test_the_chat_template_gets_the_run_files_arguments(tokenizer):
+    tokenizer.chat_template = "{{ date_string }}: {{ messages[0].content }}"
+    fmt = fmt_of()
+    assert prompts.chat_prompt(tokenizer, fmt, PLAIN, {"date_string": "26 Jul 2024"}) == "26 Jul 2024: Name a river."
+    assert prompts.chat_prompt(tokenizer, fmt, PLAIN) == ": Name a river."
+
+
+def test_questions_are_asked_with_the_run_files_chat_template_kwargs(embedded_model, run_file):
+    template = ("chat_template=jinja", "chat_template_jinja={{ date_string }}: {{ messages[1].content }}")
+    run = runfile.load(run_file("lora", *template, "chat_template_kwargs.date_string=26 Jul 2024"))
+    tokenizer = models.load_tokenizer(run)
+    found, disparity = questions.load(run, tokenizer, "test[:1]")
+    assert tokenizer.decode(found[0].prompt_ids) == f"26 Jul 2024: {found[0].question}"
+    assert "asked '26 Jul 2024" in disparity
+
+
+def test_the_prompt_of_phi4_is_its_chat_template(run_file, tokenizer):
+    run = runfile.load(run_file("lora", recipe="phi4-mini-african-history"))
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    fmt, row = prompts.prompt_format(run), {"question": "Who ruled Mali?", "answer": "Mansa Musa."}
+    assert prompts.chat_prompt(tokenizer, fmt, row) == fmt.prompt(row)
+    assert fmt.system_prompt.endswith("answers to questions asked.")
+    assert run.config["special_tokens"] == {"eos_token": "<|end|>", "pad_token": "<|endoftext|>"}
+
+
+@pytest.fixture
+def alpaca(embedded_model, run_file):
+    return runfile.load(run_file("lora", f"base_model={embedded_model}", recipe=ALPACA))
+
+
+@pytest.mark.parametrize("row", [PLAIN, GIVEN])
+def test_the_alpaca_recipes_chat_template_is_its_prompt(alpaca, row):
+    tokenizer, fmt = models.load_tokenizer(alpaca), prompts.prompt_format(alpaca)
+    asked = prompts.chat_prompt(tokenizer, fmt, row)
+    assert asked == fmt.prompt(row)
+    assert ("an input" in asked) == bool(row["input"]) and asked.endswith("\n\n### Response:\n")
+    turns = [*fmt.messages(row), {"role": "assistant", "content": row["output"]}]
+    trained = prompts.example(tokenizer, fmt, row)["input_ids"]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == tokenizer.decode(trained)
+
+
+def test_the_alpaca_template_refuses_a_system_turn(alpaca):
+    fmt = fmt_of(system_prompt="Be brief.")
+    with pytest.raises(jinja2.TemplateError, match="no system turn"):
+        prompts.chat_prompt(models.load_tokenizer(alpaca), fmt, PLAIN)
+
+
+def test_the_run_files_chat_template_is_saved_with_the_tokenizer(alpaca, tmp_path):
+    from transformers import AutoTokenizer
+
+    models.load_tokenizer(alpaca).save_pretrained(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert saved.chat_template == alpaca.config["chat_template_jinja"]
+
+
+def test_tokenizer_default_is_the_models_own_template(run, run_file):
+    own = runfile.load(run_file("peft", "chat_template=tokenizer_default"))
+    assert models.load_tokenizer(own).chat_template == models.load_tokenizer(run).chat_template
+    settings.require_supported(own)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (["chat_template=phi_3"], "phi_3 is a template inside Axolotl"),
+        (["chat_template=jinja"], "chat_template_jinja is missing"),
+        (["chat_template=tokenizer_default", "chat_template_jinja=x"], "or the file has one"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_had_is_one_sentence(embedded_model, run_file, chosen, words):
+    run = runfile.load(run_file("lora", *chosen))
+    with pytest.raises(click.ClickException, match=rf"line \d+: chat_template: .*{words}; spell the template out with"):
+        models.load_tokenizer(run)

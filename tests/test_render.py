@@ -9,31 +9,62 @@ import click
 import pytest
 
 RECIPES = ingredients.recipe_names()
-VARIANTS = rendering.CHECKED_IN
+FILES = [(recipe, variant) for recipe in RECIPES for variant in rendering.checked_in(recipe)]
+KERNELS = {"lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"}
 
 
 def parsed(recipe, variant, *settings):
     return yamlfile.load(rendering.render(recipe, variant, settings), "rendered").data
 
 
-def test_the_recipes_are_found():
-    assert {"phi4-mini-african-history", "smollm2-african-history"} <= set(RECIPES)
+def test_the_recipes_and_their_files_are_found():
+    families = {"phi4-mini", "smollm2", "qwen3", "llama3.2", "gemma3", "mistral"}
+    assert {f"{family}-african-history" for family in families} <= set(RECIPES)
+    assert sum(recipe.endswith("-african-history") for recipe, _ in FILES) == 10 * len(families)
+    assert len(list((ROOT / "recipes").glob("*/*.yaml"))) == len(FILES)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("recipe", "variant"), FILES)
 def test_the_checked_in_file_is_what_render_writes_and_a_valid_run_file(recipe, variant):
     path = ROOT / "recipes" / recipe / f"{variant}.yaml"
     assert path.read_text(encoding="utf-8") == rendering.render(recipe, variant)
     assert runfile.load(path).variant == variant
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_header_names_the_file_and_the_command_that_runs_it(recipe, variant):
-    head = rendering.render(recipe, variant).splitlines()[:4]
-    assert f"axolotl train recipes/{recipe}/{variant}.yaml" in head[2]
-    assert f"templates/recipes/{recipe}.yaml + {variant} " in head[3]
+@pytest.mark.parametrize(("recipe", "variant"), FILES)
+def test_the_header_names_the_file_and_the_commands_that_run_it(recipe, variant):
+    head = rendering.render(recipe, variant).splitlines()[2:5]
+    path = f"recipes/{recipe}/{variant}.yaml"
+    assert head[0] == f"# run:  axolotl train {path}"
+    if "peft" in variant and not recipe.endswith("as-published"):  # the plain trainer refuses their target modules
+        assert head.pop(1) == f"# or:   tools/train.py {path}   (needs no Axolotl)"
+    assert f"templates/recipes/{recipe}.yaml + {variant} " in head[1]
+
+
+def test_a_recipe_may_name_the_variants_that_are_kept_of_it(tmp_path, tool):
+    text = (ingredients.RECIPES / f"{RECIPES[0]}.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace("recipe:\n", "recipe:\n  variants: [lora, ds2+peft, lora+qlora]\n", 1))
+    assert rendering.checked_in(str(mine)) == ("lora", "peft+ds2", "qlora")
+    listed, readme = tool("render", "--list").stdout.splitlines(), (ROOT / "README.md").read_text().splitlines()
+    for recipe in RECIPES:
+        shown = next(line for line in listed if recipe in line.split())
+        own = ingredients.load_recipe(recipe).facts["variants"]
+        assert shown.endswith(f"; only {' '.join(own)}") if own else "; only" not in shown
+        row = next(row for row in readme if row.startswith(f"| `{recipe}` "))
+        assert [cell.split("]")[0] for cell in row.split("[")[1:]] == list(rendering.checked_in(recipe))
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [("[lora, 3]", "expected a list of texts"), ("lora", "expected list"), ("[sd2]", "did you mean 'ds2'")],
+)
+def test_a_mistake_in_the_variants_of_a_recipe_is_said(variants, words, tmp_path):
+    text = (ingredients.RECIPES / f"{RECIPES[0]}.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("recipe:\n", f"recipe:\n  variants: {variants}\n", 1))
+    with pytest.raises(click.ClickException) as caught:
+        rendering.checked_in(str(tmp_path / "mine.yaml"))
+    assert words in caught.value.message
 
 
 DELTAS = {
@@ -44,8 +75,13 @@ DELTAS = {
     "peft+ds2": {"plugins", "deepspeed"},
     "peft+qlora": {"plugins", "adapter", "load_in_4bit"},
     "qlora+ds2": {"adapter", "load_in_4bit", "deepspeed"},
+    "dora": {"peft_use_dora"},
+    "rslora": {"peft_use_rslora"},
 }
-ON_A_CPU = {"bf16", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"}
+
+
+def test_every_variant_has_a_delta_under_test():
+    assert DELTAS.keys() | {"lora"} >= {variant for _, variant in FILES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -53,8 +89,47 @@ ON_A_CPU = {"bf16", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora
 def test_a_variant_changes_exactly_its_delta(recipe, variant):
     lora, other = parsed(recipe, "lora"), parsed(recipe, variant)
     changed = {key for key in {*lora, *other} if lora.get(key) != other.get(key)}
-    on_cpu = ON_A_CPU if ingredients.load_recipe(recipe).facts["cpu"] else set()
-    assert changed - on_cpu == DELTAS[variant] | {"output_dir"}
+    cpu = ingredients.load_recipe(recipe).facts["cpu"]
+    forced = KERNELS | {"bf16"} if cpu else KERNELS if variant == "dora" else set()
+    assert changed - forced == DELTAS[variant] | {"output_dir"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("variant", ["dora", "qlora+dora", "dora+ds2"])
+def test_dora_is_without_the_fused_kernels_that_keep_an_old_norm(recipe, variant):
+    run = parsed(recipe, variant)
+    assert {key: run[key] for key in KERNELS} == dict.fromkeys(KERNELS, False)
+
+
+AXOLOTL = """
+import sys, yaml
+from axolotl.cli.config import prepare_plugins
+from axolotl.utils.config import validate_config
+from axolotl.utils.dict import DictDefault
+gpu = dict(bf16=True, fp8=False, tf32=True, n_gpu=1, compute_capability="sm_80")
+for path in sys.argv[1:]:
+    cfg = DictDefault(yaml.safe_load(open(path)) | {"axolotl_config_path": path})
+    try:
+        prepare_plugins(cfg)
+        made = validate_config(cfg, capabilities=gpu, env_capabilities={"torch_version": "2.13.0"})
+        lost = [key for key in yaml.safe_load(open(path)) if key not in made]
+        print("VALID" if not lost else f"LOST {lost} in", path)
+    except Exception as error:
+        print("REFUSED", path, error)
+"""
+
+
+@pytest.mark.slow
+def test_axolotl_takes_every_checked_in_file_on_a_gpu(tmp_path):
+    paths = [f"recipes/{recipe}/{variant}.yaml" for recipe, variant in FILES]
+    for recipe in [recipe for recipe, variant in FILES if variant == "dora"]:  # what is composed by hand
+        for variant in ("qlora+dora", "dora+rslora", "dora+ds2", "dora+ds3", "peft+dora", "peft+rslora"):
+            paths.append(str(tmp_path / f"{recipe}-{variant}.yaml"))
+            (tmp_path / paths[-1]).write_text(rendering.render(recipe, variant))
+    command = [sys.executable, "-c", AXOLOTL, *paths]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    found = [line for line in done.stdout.splitlines() if line.startswith(("VALID", "LOST", "REFUSED"))]
+    assert found == [f"VALID {path}" for path in paths], done.stderr[-2000:]
 
 
 def test_rendering_is_the_same_to_the_byte():

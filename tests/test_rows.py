@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 
-from lora_recipes import ROOT, rows, runfile
+from lora_recipes import ROOT, rendering, rows, runfile, yamlfile
 
 import click
 import pytest
@@ -63,6 +63,59 @@ def test_a_key_of_a_data_set_that_only_axolotl_knows_is_an_error(run_file):
     run = runfile.load(run_file("lora", "datasets.0.shards=3"))
     with pytest.raises(click.ClickException, match=r"datasets.0.shards: only Axolotl knows this"):
         rows.load_rows(run, "train")
+
+
+TEN = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(10)]
+SLICED = ("datasets.0.split=train[:80%]", "test_datasets.0.split=train[80%:90%]")
+
+
+@pytest.fixture
+def sliced(run_file, tmp_path):
+    """A run file on one JSONL of ten rows, divided by slices."""
+
+    def write(*settings):
+        path = tmp_path / "ten.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in TEN))
+        data = (f"datasets.0.path={path}", f"test_datasets.0.path={path}")
+        return runfile.load(run_file("lora", *data, *SLICED, *settings))
+
+    return write
+
+
+def test_the_test_of_a_sliced_data_set_is_what_training_and_validation_leave_over(sliced):
+    run = sliced()
+    assert [rows.load_rows(run, part) for part in ("train", "validation", "test")] == [TEN[:8], TEN[8:9], TEN[9:]]
+
+
+def test_rows_between_the_slices_are_test_rows_too_and_can_be_sliced_again(sliced):
+    run = sliced("datasets.0.split=train[2:4]+train[6:]", "test_datasets.0.split=train[:1]")
+    assert rows.load_rows(run, "test") == [TEN[1], *TEN[4:6]]
+    assert rows.load_rows(run, "test[:2]") == [TEN[1], TEN[4]]
+
+
+def test_slices_that_leave_nothing_for_the_test_are_one_sentence(sliced):
+    with pytest.raises(click.ClickException, match=r"datasets.0.split: .* every row of train.*leave some"):
+        rows.load_rows(sliced("test_datasets.0.split=train[80%:]"), "test")
+
+
+def test_a_data_set_with_a_test_split_keeps_it_when_training_takes_a_slice(run_file):
+    run = runfile.load(run_file("lora", "datasets.0.split=train[:5]"))
+    assert len(rows.load_rows(run, "train")) == 5
+    assert rows.load_rows(run, "test") == embedded("test")
+
+
+def test_a_validation_split_of_its_own_takes_nothing_from_the_test(run_file, tmp_path):
+    for part, data in (("train", TEN), ("validation", TEN[1:])):
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    data = (f"datasets.0.path={tmp_path}", f"test_datasets.0.path={tmp_path}", "datasets.0.split=train[:6]")
+    assert rows.load_rows(runfile.load(run_file("lora", *data)), "test") == TEN[6:]
+
+
+def test_the_alpaca_recipe_divides_its_rows_as_published():
+    config = yamlfile.load(rendering.render("phi1.5-alpaca-gpt4", "lora"), "rendered").data
+    sizes = {"train": range(52_002)}
+    parts = [rows._bounds(config[key][0]["split"], sizes) for key in ("datasets", "test_datasets")]
+    assert parts == [[("train", range(41_602))], [("train", range(41_602, 46_802))]]
 
 
 PARTS = {"train": 400, "validation": 50, "test": 100}

@@ -78,7 +78,7 @@ def _table(sections: "dict[Candidate, dict[str, Any]]") -> str:
             system = f"{candidate.run.recipe} {candidate.name}" if several else candidate.name
             to_base = section["differences"].get("base", {}).get(name)
             rows.append((name, system, tables.interval(section["metrics"][name]), tables.difference(to_base)))
-    return tables.aligned(rows)
+    return f"{tables.aligned(rows)}\n{tables.DIFFERENCE_NOTE}"
 
 
 @click.command()

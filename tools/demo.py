@@ -19,6 +19,7 @@ BIN = Path(sys.executable).parent
 RUNS = [f"recipes/{RECIPE}/{variant}.yaml" for variant in ("lora", "peft")]
 
 STEPS = [
+    ("Check before training", f"tools/check.py {RUNS[0]}"),
     ("Train LoRA with Axolotl", f"tools/render.py --recipe {RECIPE} --variant lora | axolotl train -"),
     ("Train the same with plain PEFT", f"tools/train.py {RUNS[1]}"),
     ("Merge, and verify the merge", f"tools/merge.py {RUNS[0]}"),

@@ -22,7 +22,7 @@ def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
                 tables.interval(metrics["cross_entropy"]),
             )
         )
-    return tables.aligned(rows)
+    return f"{tables.aligned(rows)}\n{tables.DIFFERENCE_NOTE}"
 
 
 @click.command()

@@ -12,17 +12,18 @@ import click
 def _print_list() -> None:
     for name in ingredients.recipe_names():
         facts = ingredients.load_recipe(name).facts
-        click.echo(f"recipe   {name:<28} {facts['title']}; {facts['hardware']}")
+        only = f"; only {' '.join(rendering.checked_in(name))}" if facts["variants"] else ""
+        click.echo(f"recipe   {name:<31} {facts['title']}; {facts['hardware']}{only}")
     for name in rendering.variant_names():
         words = rendering.parse_words(name)
-        click.echo(f"variant  {name:<28} {words}")
+        click.echo(f"variant  {name:<31} {words}")
 
 
 def _checked_in() -> dict[Path, str]:
     rendered = {
         ROOT / "recipes" / recipe / f"{variant}.yaml": rendering.render(recipe, variant)
         for recipe in ingredients.recipe_names()
-        for variant in rendering.CHECKED_IN
+        for variant in rendering.checked_in(recipe)
     }
     return rendered | {ROOT / "README.md": _readme()}
 
@@ -35,7 +36,7 @@ def _readme() -> str:
     lines = ["| recipe | trains | runs on | variants |", "|---|---|---|---|"]
     for name in ingredients.recipe_names():
         facts = ingredients.load_recipe(name).facts
-        files_ = " ".join(f"[{variant}](recipes/{name}/{variant}.yaml)" for variant in rendering.CHECKED_IN)
+        files_ = " ".join(f"[{variant}](recipes/{name}/{variant}.yaml)" for variant in rendering.checked_in(name))
         lines.append(f"| `{name}` | {facts['title']} | {facts['hardware']} | {files_} |")
     return "\n".join([f"{before}<!-- recipes -->", *lines, f"<!-- /recipes -->\n{after}"])
 

@@ -42,7 +42,7 @@ def tokenize(run: RunFile, tokenizer: Any, part: str) -> TokenRows | None:
     if not found:
         return None
     on_prompt = bool(config.get("train_on_inputs"))
-    examples = [prompts.example(tokenizer, fmt, row, on_prompt) for part_rows, fmt in found for row in part_rows]
+    examples = [one for part, fmt in found for one in prompts.examples(tokenizer, fmt, part, on_prompt)]
     dataset = datasets.Dataset.from_list(examples)
     if config.get("shuffle_merged_datasets", True):
         dataset = dataset.shuffle(seed=int(config.get("seed") or 42))

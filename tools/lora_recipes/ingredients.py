@@ -11,7 +11,7 @@ import click
 
 RECIPES = ROOT / "templates" / "recipes"
 
-_FACTS = {"title": str, "hardware": str, "cpu": bool, "gpus": int, "global_batch": int, "notes": list}
+_FACTS = {"title": str, "hardware": str, "cpu": bool, "gpus": int, "global_batch": int, "notes": list, "variants": list}
 """The keys of the `recipe:` section of the ingredients, which do not go into the run file."""
 
 
@@ -75,7 +75,9 @@ def _checked_facts(document: yamlfile.Document) -> dict[str, Any]:
             raise document.error(("recipe", key), f"unknown key{keys.nearest(key, _FACTS)} Known: {', '.join(_FACTS)}.")
         if not isinstance(value, _FACTS[key]) or (isinstance(value, bool) and _FACTS[key] is int):
             raise document.error(("recipe", key), f"expected {_FACTS[key].__name__}, found {value!r}.")
+        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise document.error(("recipe", key), f"expected a list of texts, found {value!r}; quote its items.")
     for key in ("title", "hardware", "global_batch"):
         if key not in facts:
             raise document.error(("recipe",), f"lacks {key}; add it.")
-    return {"cpu": False, "gpus": 1, "notes": []} | facts
+    return {"cpu": False, "gpus": 1, "notes": [], "variants": []} | facts

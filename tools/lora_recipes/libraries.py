@@ -8,9 +8,11 @@ def quiet() -> None:
     """Call it before the first heavy import of a tool; imports transformers' logging only (about 1 s).
 
     torchao names its missing GPU libraries, torch its deprecations, bitsandbytes a kernel it could
-    not download, transformers each progress bar: none of it is about the user's run.
+    not download, huggingface_hub a README without metadata, transformers each progress bar: none of it
+    is about the user's run.
     """
-    for name in ("torchao", "torch.utils._pytree", "bitsandbytes", "bitsandbytes.backends.cpu.ops"):
+    noisy = ("torchao", "torch.utils._pytree", "bitsandbytes", "bitsandbytes.backends.cpu.ops")
+    for name in (*noisy, "huggingface_hub.repocard"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # DeepSpeed sets its level when it is imported, so a filter: it warns that a CPU is a CPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())

@@ -13,7 +13,10 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
-    """The base model's tokenizer with the run file's special tokens."""
+    """The base model's tokenizer with the run file's special tokens and chat template.
+
+    Raises click.ClickException for a token or a template that is not to be had.
+    """
     from transformers import AutoTokenizer
 
     with _plain_errors(run):
@@ -27,7 +30,25 @@ def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
         setattr(tokenizer, name, token)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _set_chat_template(run, tokenizer)
     return tokenizer
+
+
+def _set_chat_template(run: RunFile, tokenizer: Any) -> None:
+    """The run file's chat template, which is then saved beside the adapter; without one the model's own."""
+    name, text = run.config.get("chat_template"), run.config.get("chat_template_jinja")
+    if text and name in (None, "jinja"):  # Axolotl, too, takes a text without a name for jinja
+        tokenizer.chat_template = text
+    elif name and not (name == "tokenizer_default" and tokenizer.chat_template and not text):
+        reasons = {
+            "jinja": "chat_template_jinja is missing",
+            "tokenizer_default": "this takes the base model's own template, and either it has none or the file has one",
+        }
+        raise run.error(
+            "chat_template",
+            f"{reasons.get(name, f'{name} is a template inside Axolotl')}; spell the template out with "
+            "chat_template: jinja and chat_template_jinja, or delete the key.",
+        )
 
 
 def dtype_of(run: RunFile) -> Any:

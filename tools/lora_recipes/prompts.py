@@ -5,6 +5,7 @@ the prompt text; the answer follows and is closed by the tokenizer's end token. 
 answer are tokenized apart, so that the prompt at evaluation is the same tokens as in training.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +48,14 @@ class PromptFormat:
         return before + self.no_input_format.format(instruction=row[self.field_instruction])
 
     def messages(self, row: dict[str, Any]) -> list[dict[str, str]]:
-        """The same question for a chat template."""
+        """The same question for a chat template: the user turn runs from the first column to the last."""
         system = row.get(self.field_system, self.system_prompt)
-        asked = "\n".join(str(row[field]) for field in (self.field_instruction, self.field_input) if row.get(field))
         turns = [{"role": "system", "content": system}] if system else []
-        return [*turns, {"role": "user", "content": asked}]
+        extra = row.get(self.field_input)
+        text = self.format if extra else self.no_input_format
+        asked = re.search(r"\{(instruction|input)\}(.*\{(instruction|input)\})?", text, re.S)
+        turn = asked.group().format(instruction=row[self.field_instruction], input=extra) if asked else ""
+        return [*turns, {"role": "user", "content": turn}]
 
     @property
     def columns(self) -> tuple[str, str]:
@@ -85,21 +89,44 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
 
 def answer_ids(tokenizer: Any, text: str) -> list[int]:
     """The token ids of an answer and the end token, without a begin token."""
-    ids = list(tokenizer(text)["input_ids"])
+    return _ended(tokenizer, tokenizer(text)["input_ids"])
+
+
+def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
     if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids.append(tokenizer.eos_token_id)
+        ids = [*ids, tokenizer.eos_token_id]
     return ids[1:] if ids[0] == tokenizer.bos_token_id else ids
 
 
 def example(tokenizer: Any, fmt: PromptFormat, row: dict[str, Any], on_prompt: bool = False) -> dict[str, list[int]]:
     """One row as `input_ids` and `labels` of equal length; the prompt carries loss only `on_prompt`."""
-    asked = prompt_ids(tokenizer, fmt.prompt(row))
-    answer = answer_ids(tokenizer, row[fmt.field_output])
-    return {"input_ids": asked + answer, "labels": (asked if on_prompt else [IGNORED] * len(asked)) + answer}
+    return examples(tokenizer, fmt, [row], on_prompt)[0]
 
 
-def chat_prompt(tokenizer: Any, fmt: PromptFormat, row: dict[str, Any]) -> str:
-    """The prompt at evaluation: the model's own chat template, or the run file's format without one."""
+def examples(
+    tokenizer: Any, fmt: PromptFormat, rows: list[dict[str, Any]], on_prompt: bool = False
+) -> list[dict[str, list[int]]]:
+    """As `example`, all rows at once: the tokenizer works on them in parallel."""
+    if not rows:
+        return []
+    asked = tokenizer([fmt.prompt(row) for row in rows])["input_ids"]
+    answers = tokenizer([row[fmt.field_output] for row in rows])["input_ids"]
+    made = []
+    for prompt, ids in zip(asked, answers, strict=True):
+        answer = _ended(tokenizer, ids)
+        labels = (prompt if on_prompt else [IGNORED] * len(prompt)) + answer
+        made.append({"input_ids": prompt + answer, "labels": labels})
+    return made
+
+
+def chat_prompt(
+    tokenizer: Any, fmt: PromptFormat, row: dict[str, Any], template_kwargs: dict[str, Any] | None = None
+) -> str:
+    """The prompt at evaluation: through the chat template, or the run file's format without one.
+
+    `template_kwargs` is the run file's chat_template_kwargs: what the template takes beside the turns.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return fmt.prompt(row)
-    return str(tokenizer.apply_chat_template(fmt.messages(row), tokenize=False, add_generation_prompt=True))
+    options = {"tokenize": False, "add_generation_prompt": True, **(template_kwargs or {})}
+    return str(tokenizer.apply_chat_template(fmt.messages(row), **options))

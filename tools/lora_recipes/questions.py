@@ -55,7 +55,7 @@ def _asked(run: RunFile, tokenizer: Any, fmt: prompts.PromptFormat, row: dict[st
     if not tokenizer.chat_template:
         return prompts.prompt_ids(tokenizer, fmt.prompt(row))
     try:
-        text = prompts.chat_prompt(tokenizer, fmt, row)
+        text = prompts.chat_prompt(tokenizer, fmt, row, run.config.get("chat_template_kwargs"))
     except jinja2.TemplateError as error:
         raise run.error(
             "datasets.0.type", f"the model's chat template refuses the prompt: {error}; change the prompt."

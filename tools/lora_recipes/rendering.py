@@ -1,21 +1,19 @@
 """Recipe + variant -> run file. Imports nothing heavy: `tools/render.py` answers in a fraction of a second."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, ingredients, keys, yamlfile
+from lora_recipes import ROOT, derived, files, ingredients, keys, yamlfile
 from lora_recipes.ingredients import Rendered
 
 import click
 import jinja2
 
 VARIANTS = ROOT / "templates" / "variants"
-CHECKED_IN = ("lora", "qlora", "ds2", "ds3", "peft", "peft+ds2", "peft+qlora", "qlora+ds2")
-"""The variants of every recipe that are kept under recipes/."""
+CHECKED_IN = ("lora", "qlora", "ds2", "ds3", "peft", "peft+ds2", "peft+qlora", "qlora+ds2", "dora", "rslora")
+"""The variants that are kept under recipes/, unless a recipe names its own."""
 
-_ORDER = ("lora", "peft", "qlora", "ds2", "ds3")
+_ORDER = ("lora", "peft", "qlora", "dora", "rslora", "ds2", "ds3")
 
 
 def variant_names() -> list[str]:
@@ -26,6 +24,19 @@ def _rank(name: str) -> tuple[int, str]:
     return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
 
 
+def checked_in(recipe: str) -> tuple[str, ...]:
+    """The variants of a recipe that are kept under recipes/.
+
+    Raises click.UsageError for a variant of the recipe's own list that is none or makes no sense.
+    """
+    made = ingredients.load_recipe(recipe)
+    return tuple(_joined(parse_variant(name, made)) for name in made.facts["variants"] or CHECKED_IN)
+
+
+def _joined(names: list[str]) -> str:
+    return "+".join(name for name in names if name != "lora" or len(names) == 1)
+
+
 def render(recipe: str, variant: str, settings: tuple[str, ...] = (), inline_deepspeed: bool = False) -> str:
     """The text of a run file.
 
@@ -34,14 +45,14 @@ def render(recipe: str, variant: str, settings: tuple[str, ...] = (), inline_dee
     """
     made = ingredients.load_recipe(recipe)
     deltas = parse_variant(variant, made)
-    made.variant = "+".join(name for name in deltas if name != "lora" or len(deltas) == 1)
+    made.variant = _joined(deltas)
     for name in deltas:
         _apply_delta(made, name)
     for setting in settings:
         _apply_setting(made, setting)
-    _derive(made)
+    derived.derive(made)
     if inline_deepspeed:
-        _inline_deepspeed(made)
+        derived.inline_deepspeed(made)
     return _fill(made)
 
 
@@ -83,13 +94,8 @@ def _apply_delta(made: Rendered, name: str) -> None:
     made.words.append(section["words"])
     for key, value in document.data.items():
         made.run[key] = value
-        _forget_comments(made, (key,))
+        derived.forget_comments(made, (key,))
     made.comments |= {path: text for path, text in document.comments.items() if path[0] != "variant"}
-
-
-def _forget_comments(made: Rendered, path: yamlfile.Path) -> None:
-    for old in [p for p in made.comments if p[: len(path)] == path]:
-        del made.comments[old]
 
 
 def _jinja(path: Path, **context: Any) -> str:
@@ -131,7 +137,7 @@ def _apply_setting(made: Rendered, setting: str) -> None:
     if types is None:
         raise click.UsageError(f"--set {key}: Axolotl has no such key{keys.nearest_key(path)}")
     _put(made.run, path, keys.typed(key, text, types), key)
-    _forget_comments(made, path)
+    derived.forget_comments(made, path)
     made.set_keys.add(str(path[0]))
 
 
@@ -154,56 +160,6 @@ def _put(node: Any, path: yamlfile.Path, value: Any, key: str) -> None:
     node[path[-1]] = value  # type: ignore[index]
 
 
-def _derive(made: Rendered) -> None:
-    """What follows from the rest: the share of each step in the global batch, and where outputs go."""
-    run, facts = made.run, made.facts
-    if "gradient_accumulation_steps" not in made.set_keys and "gradient_accumulation_steps" not in run:
-        per_step = run.get("micro_batch_size", 1) * facts["gpus"]
-        steps, rest = divmod(facts["global_batch"], per_step)
-        if rest or not steps:
-            raise click.UsageError(
-                f"a global batch of {facts['global_batch']} cannot be made of {facts['gpus']} x micro_batch_size "
-                f"{run.get('micro_batch_size', 1)}; --set micro_batch_size, gpus or global_batch so that it divides."
-            )
-        run["gradient_accumulation_steps"] = steps
-        where = f"{facts['gpus']} processes" if facts["gpus"] > 1 else "one process" if facts["cpu"] else "one GPU"
-        more = "" if facts["gpus"] > 1 else "; render --set gpus=2 keeps it"
-        made.comments["gradient_accumulation_steps",] = f"global batch {facts['global_batch']} on {where}{more}"
-    if "dataset_prepared_path" not in run:
-        digest = data_digest(run)
-        run["dataset_prepared_path"] = f".cache/prepared/{made.name}{digest and '-' + digest}"
-        if digest:
-            made.comments["dataset_prepared_path",] = "a hash of the rows: Axolotl's cache ignores them"
-    if "output_dir" not in run:
-        run["output_dir"] = f"outputs/{made.name}/{made.variant}"
-
-
-def data_digest(run: dict[str, Any], root: Path = ROOT) -> str:
-    """Eight hex digits over the content of the local data files; empty when all data are on the Hub."""
-    digest = hashlib.sha256()
-    found = False
-    for entry in [*(run.get("datasets") or []), *(run.get("test_datasets") or [])]:
-        path = root / str(entry.get("path"))
-        for file in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
-            if file.is_file() and file.suffix in (".json", ".jsonl", ".csv", ".parquet"):
-                found = True
-                digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:8] if found else ""
-
-
-def _inline_deepspeed(made: Rendered) -> None:
-    path = made.run.get("deepspeed")
-    if not isinstance(path, str):
-        raise click.UsageError(
-            f"--inline-deepspeed: variant {made.variant!r} has no DeepSpeed file; use it with ds2 or ds3."
-        )
-    try:
-        made.run["deepspeed"] = json.loads(files.read_text(ROOT / path))
-    except json.JSONDecodeError as error:
-        raise click.ClickException(f"{path}, line {error.lineno}: invalid JSON: {error.msg}.") from None
-    _forget_comments(made, ("deepspeed",))
-
-
 def _fill(made: Rendered) -> str:
     def entries(keys: list[str]) -> str:
         return "".join(yamlfile.entry(key, made.run[key], made.comments) for key in keys).rstrip("\n")
@@ -211,17 +167,19 @@ def _fill(made: Rendered) -> str:
     processes = made.facts["gpus"]
     launcher = f" --launcher torchrun -- --nproc-per-node={processes}" if processes > 1 else ""
     path = f"recipes/{made.name}/{made.variant}.yaml"
-    command = f"axolotl train {path}{launcher}"
+    commands = [f"axolotl train {path}"]
+    if "peft" in made.variant.split("+") and not made.facts["variants"]:  # what is kept as published may be refused
+        commands.append(f"tools/train.py {path}   (needs no Axolotl)")
     if made.set_keys or made.source != f"templates/recipes/{made.name}.yaml" or launcher:
         recipe = made.name if made.source == f"templates/recipes/{made.name}.yaml" else made.source
-        command = f"tools/render.py --recipe {recipe} --variant {made.variant} … | axolotl train -{launcher}"
+        commands = [f"tools/render.py --recipe {recipe} --variant {made.variant} … | axolotl train -{launcher}"]
     return _jinja(
         ROOT / "templates" / "run.yaml.j2",
         recipe=made.facts,
         hardware=made.facts["hardware"],
         notes=made.facts["notes"],
         words=" + ".join(w for w in made.words if w != "LoRA" or len(made.words) == 1),
-        command=command,
+        commands=commands,
         source=made.source,
         variant=made.variant,
         keys=list(made.run),

@@ -9,14 +9,15 @@ from lora_recipes.runfile import RunFile
 
 import click
 
-_UNDERSTOOD = {"path", "name", "split", "type", "data_files", "ds_type", "revision"}
+UNDERSTOOD = {"path", "name", "split", "type", "data_files", "ds_type", "revision"}
 
 
 def load_rows(run: RunFile, part: str) -> list[dict[str, Any]]:
     """The rows of `train`, `validation` (the run file's test_datasets) or `test`, in file order.
 
-    `test` is the split of that name of the first training set; a split that is none of these words
-    is taken as it is, as in `test[:20]`.
+    `test` is the split of that name of the first training set. Where there is none and the training
+    set is a slice (`train[:80%]`), it is what the run file's slices leave over. A split that is none of
+    these words is taken as it is, as in `test[:20]`.
     Raises click.ClickException for data that are missing, empty, malformed or lack a column.
     """
     return [row for rows, _ in load_parts(run, part) for row in rows]
@@ -28,14 +29,14 @@ def load_parts(run: RunFile, part: str) -> list[tuple[list[dict[str, Any]], Prom
     entries = run.config.get(key) or []
     if part not in ("train", "validation"):
         entries = [{**entries[0], "split": part}]
-    return [_load(run, key, index, entry) for index, entry in enumerate(entries)]
+    return [load_entry(run, key, index, entry) for index, entry in enumerate(entries)]
 
 
-def _load(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> tuple[list[dict[str, Any]], PromptFormat]:
+def load_entry(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> tuple[list[dict[str, Any]], PromptFormat]:
     for name in entry:
-        if name not in _UNDERSTOOD:
+        if name not in UNDERSTOOD:
             raise run.error(
-                f"{key}.{index}.{name}", f"only Axolotl knows this; here {', '.join(sorted(_UNDERSTOOD))} work."
+                f"{key}.{index}.{name}", f"only Axolotl knows this; here {', '.join(sorted(UNDERSTOOD))} work."
             )
     if not isinstance(entry.get("path"), str):
         raise run.error(f"{key}.{index}.path", "missing; give a file, a folder or a name on the Hub.")
@@ -64,11 +65,56 @@ def _load(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> tuple[li
 
 
 def _load_dataset(run: RunFile, entry: dict[str, Any]) -> Any:
+    split = str(entry.get("split") or "train")
+    if split.partition("[")[0] == "test" and "[" in str(run.config["datasets"][0].get("split")):
+        return _test_of_slices(run, entry, split)
+    return read(run, entry, split)
+
+
+def _test_of_slices(run: RunFile, entry: dict[str, Any], split: str) -> Any:
+    """`test`, or a slice of it, of a data set that the run file divides itself."""
+    import datasets
+
+    splits = read(run, entry, None)
+    if "test" not in splits:
+        splits["test"] = _left_over(run, entry, splits)
+    found = [splits[name].select(bounds) for name, bounds in _bounds(split, splits)]
+    return datasets.concatenate_datasets(found)
+
+
+def _left_over(run: RunFile, entry: dict[str, Any], splits: Any) -> Any:
+    """The rows of the first training set's whole split that no slice of the run file takes."""
+    base = str(run.config["datasets"][0]["split"]).partition("[")[0]
+    used: set[int] = set()
+    for other in [*run.config["datasets"], *(run.config.get("test_datasets") or [])]:
+        if all(other.get(key) == entry.get(key) for key in ("path", "name")):
+            for name, bounds in _bounds(str(other.get("split") or "train"), splits):
+                used |= set(bounds) if name == base else set()
+    rest = [number for number in range(len(splits[base])) if number not in used]
+    if not rest:
+        raise run.error(
+            "datasets.0.split",
+            f"datasets and test_datasets take every row of {base}, none is left for the test; "
+            "take slices that leave some, as in train[:80%] and train[80%:90%].",
+        )
+    return splits[base].select(rest)
+
+
+def _bounds(split: str, splits: Any) -> list[tuple[str, range]]:
+    """A split's slices as the names and row numbers that datasets reads them as."""
+    from datasets import ReadInstruction
+
+    absolute = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
+    return [(part.splitname, range(part.from_, part.to)) for part in absolute]
+
+
+def read(run: RunFile, entry: dict[str, Any], split: str | None) -> Any:
+    """One split of a data set, or all of them by name."""
     import datasets
 
     datasets.disable_progress_bars()
     local = run.path(entry["path"])
-    options = {"split": entry.get("split") or "train", "name": entry.get("name")}
+    options = {"split": split, "name": entry.get("name")}
     if local.is_file():  # a file has a train split only, as for Axolotl: asked for another, datasets says so
         return datasets.load_dataset(_file_type(local.suffix, entry), data_files=str(local), **options)
     if local.is_dir():

@@ -1,7 +1,9 @@
 """The run file: plain Axolotl YAML, the one thing that passes between the tools."""
 
 import hashlib
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ import yaml
 
 KEPT = "run.yaml"
 """The name of the run file as trained, beside the outputs."""
+
+NEEDED = ("base_model", "datasets", "output_dir")
+"""The keys without which there is nothing to do, or no place for what is done."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,18 @@ def load(source: str | Path) -> RunFile:
     Raises click.ClickException, naming file, line and key, for YAML that is no run file: invalid,
     empty, a duplicate key, an unknown key, a number written as text, no base_model or output_dir.
     """
+    name, text = source_text(source)
+    document = yamlfile.load(text, name)
+    for problem in key_problems(document, (), document.data, keys.schema()):
+        raise problem.error(name)
+    for key in NEEDED:
+        if not document.data.get(key):
+            raise click.ClickException(f"{name}: {key}: missing; a run file needs it, see recipes/ for examples.")
+    return RunFile(document, text, anchor_of(document.data))
+
+
+def source_text(source: str | Path) -> tuple[str, str]:
+    """The name and the text of a run file; `-` is stdin."""
     if source == "-":
         if sys.stdin.isatty():
             raise click.UsageError("- reads a run file from stdin; pipe one in, as in `tools/render.py | … -`.")
@@ -100,12 +117,7 @@ def load(source: str | Path) -> RunFile:
         if not path.is_file():
             raise click.UsageError(f"no run file {source}; recipes/ holds the rendered ones.")
         name, text = str(source), files.read_text(path)
-    document = yamlfile.load(text, name)
-    _check_keys(document, (), document.data, keys.schema())
-    for key in ("base_model", "datasets", "output_dir"):
-        if not document.data.get(key):
-            raise click.ClickException(f"{name}: {key}: missing; a run file needs it, see recipes/ for examples.")
-    return RunFile(document, text, _anchor(document.data))
+    return name, text
 
 
 def load_several(sources: tuple[str, ...], adapter: Path | None = None) -> list[RunFile]:
@@ -131,25 +143,30 @@ def _decoded(data: bytes) -> str:
         raise click.ClickException(f"stdin: byte {error.start} is not UTF-8; a run file is UTF-8 text.") from None
 
 
-def _check_keys(document: yamlfile.Document, path: yamlfile.Path, node: Any, known: Any) -> None:
-    """Axolotl drops keys that it does not know in silence; here each is an error, as is a wrong type."""
+def key_problems(document: yamlfile.Document, path: yamlfile.Path, node: Any, known: Any) -> Iterator[yamlfile.Problem]:
+    """Keys and types that Axolotl's schema has not: it drops unknown keys in silence."""
     if isinstance(node, list) and isinstance(known, dict):
         for index, item in enumerate(node):
-            _check_keys(document, (*path, index), item, known)
+            yield from key_problems(document, (*path, index), item, known)
         return
     if not isinstance(node, dict):
         types = known.get("", "dict|list") if isinstance(known, dict) else known
         if path and not _fits(node, types.split("|")):
             wanted = " or ".join(t for t in types.split("|") if t != "null")
-            raise document.error(path, f"expected {wanted}, found {node!r}{_quoting_hint(node, wanted)}")
+            found = f"expected {wanted}, found {node!r}"
+            yield yamlfile.Problem("wrong-type", path, document.line(path), found, _retyping(node, wanted))
         return
     if not isinstance(known, dict):
         return
     for key, value in node.items():
+        here = (*path, str(key))
         if key not in known or key == "":
-            hint = keys.nearest(str(key), [k for k in known if k])
-            raise document.error((*path, str(key)), f"Axolotl has no such key and would ignore it{hint or '.'}")
-        _check_keys(document, (*path, key), value, known[key])
+            near = keys.nearest(str(key), [k for k in known if k])
+            fix = near.removeprefix(", ") or "delete it"
+            found = "Axolotl has no such key and would ignore it"
+            yield yamlfile.Problem("unknown-key", here, document.line(here), found, fix)
+        else:
+            yield from key_problems(document, here, value, known[key])
 
 
 def _fits(value: Any, types: list[str]) -> bool:
@@ -157,28 +174,29 @@ def _fits(value: Any, types: list[str]) -> bool:
     return kind == "null" or "any" in types or kind in types or (kind == "int" and "float" in types)
 
 
-def _quoting_hint(value: Any, wanted: str) -> str:
+def _retyping(value: Any, wanted: str) -> str:
     if isinstance(value, bool) and "str" in wanted:
-        return "; YAML reads yes, no, on and off as true and false: quote the word."
+        return "YAML reads yes, no, on and off as true and false: quote the word"
     if isinstance(value, str) and ("int" in wanted or "float" in wanted):
-        return "; write a number without quotes."
-    return "."
+        return "write a number without quotes"
+    return f"write {'a' if wanted[0] not in 'aeio' else 'an'} {wanted}"
 
 
 def _local_inputs(config: dict[str, Any]) -> list[str]:
     """The relative paths that a run file may read: only those that look like, or are, local ones."""
     inputs = [config.get("base_model"), config.get("deepspeed")]
     for key in ("datasets", "test_datasets"):
-        inputs += [entry.get("path") for entry in config.get(key) or [] if isinstance(entry, dict)]
+        entries = config.get(key) if isinstance(config.get(key), list) else []
+        inputs += [entry.get("path") for entry in entries or [] if isinstance(entry, dict)]
     return [value for value in inputs if isinstance(value, str) and not Path(value).is_absolute()]
 
 
-def _anchor(config: dict[str, Any]) -> Path:
+def anchor_of(config: dict[str, Any]) -> Path:
     """Where relative paths count from: the working directory, as for Axolotl itself, unless files
     that the run file names are only in this checkout (`cd elsewhere && … | axolotl train -`)."""
     here = Path.cwd()
     inputs = _local_inputs(config)
-    elsewhere = [value for value in inputs if not (here / value).exists() and (ROOT / value).exists()]
+    elsewhere = [value for value in inputs if not os.path.exists(value) and os.path.exists(ROOT / value)]
     return ROOT if elsewhere else here
 
 

@@ -11,6 +11,7 @@ import click
 
 _TAKEN = {
     *("base_model", "special_tokens", "attn_implementation", "adapter", "load_in_4bit"),
+    *("chat_template", "chat_template_jinja", "chat_template_kwargs"),
     *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_linear"),
     *("peft_use_dora", "peft_use_rslora", "datasets", "test_datasets", "train_on_inputs", "sequence_len"),
     *("excess_length_strategy", "shuffle_merged_datasets", "num_epochs", "max_steps", "micro_batch_size"),
@@ -97,7 +98,7 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
             gradient_accumulation_steps=config.get("gradient_accumulation_steps") or 1,
             optim=config.get("optimizer") or "adamw_torch_fused",
             lr_scheduler_type=config.get("lr_scheduler") or "cosine",
-            warmup_steps=_warmup(config, steps),
+            warmup_steps=warmup_steps(config, steps),
             bf16=bf16,
             fp16=config.get("fp16") is True and not bf16,
             tf32=True if config.get("tf32") else None,
@@ -125,7 +126,8 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
         ) from None
 
 
-def _warmup(config: dict[str, Any], steps: int) -> int:
+def warmup_steps(config: dict[str, Any], steps: int) -> int:
+    """Of `steps` in all, as Axolotl 0.19 counts them: warmup_steps, or a share of the whole, or 3 % up to 100."""
     if config.get("warmup_steps") is not None:
         warmup = int(config["warmup_steps"])
     elif config.get("warmup_ratio") is not None:

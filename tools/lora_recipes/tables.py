@@ -41,10 +41,10 @@ def difference(value: Any) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines for a terminal, the columns one below another, and what the brackets mean."""
+    """Rows of cells as lines for a terminal, the columns one below another."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, DIFFERENCE_NOTE])
+    return "\n".join(lines)
 
 
 def duration(seconds: Any) -> str:

@@ -1,5 +1,7 @@
 """Scores sent to Weights & Biases, where a run file asks for it."""
 
+import contextlib
+import io
 import os
 from typing import Any
 
@@ -20,7 +22,9 @@ def require_login(run: RunFile) -> None:
         return
     import wandb
 
-    if not wandb.api.api_key:
+    with contextlib.redirect_stderr(io.StringIO()):  # it calls its own attribute deprecated, without another for this
+        key_found = bool(wandb.api.api_key)
+    if not key_found:
         key = "wandb_project" if run.config.get("wandb_project") else "wandb_mode"
         raise run.error(key, "no W&B login is found; run `wandb login`, or set WANDB_MODE=offline.")
 

@@ -19,6 +19,21 @@ _WIDTH = 96
 _DEPTH = 20
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Something that YAML accepts and that trains another thing than was meant."""
+
+    kind: str
+    """`duplicate-key`, `text-number`, `unknown-key` or `wrong-type`."""
+    path: Path
+    line: int
+    found: str
+    fix: str
+
+    def error(self, name: str) -> click.ClickException:
+        return click.ClickException(f"{name}, line {self.line}: {dotted(self.path)}: {self.found}; {self.fix}.")
+
+
 @dataclass
 class Document:
     """A YAML mapping with the line (from 1) and the trailing comment of each of its keys."""
@@ -27,11 +42,15 @@ class Document:
     data: dict[str, Any]
     lines: dict[Path, int] = field(default_factory=dict)
     comments: dict[Path, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def line(self, path: Path) -> int:
+        """The line of a key, or of the nearest one above it that the file has."""
+        return next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), 1)
 
     def error(self, path: Path, message: str) -> click.ClickException:
         """An error that names the file, the line and the key."""
-        line = next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), 1)
-        return click.ClickException(f"{self.name}, line {line}: {dotted(path)}: {message}")
+        return click.ClickException(f"{self.name}, line {self.line(path)}: {dotted(path)}: {message}")
 
 
 def _unshared(value: Any) -> Any:
@@ -48,8 +67,19 @@ def dotted(path: Path) -> str:
 def load(text: str, name: str) -> Document:
     """Read one YAML mapping.
 
-    Raises click.ClickException, naming the line, for invalid YAML, an empty document, a document
-    that is no mapping, a duplicate key and a number that YAML 1.1 reads as text.
+    Raises click.ClickException, naming the line, as `read` does and for its first problem.
+    """
+    document = read(text, name)
+    for problem in document.problems:
+        raise problem.error(name)
+    return document
+
+
+def read(text: str, name: str) -> Document:
+    """Read one YAML mapping and note duplicate keys and numbers that YAML 1.1 reads as text.
+
+    Raises click.ClickException, naming the line, for invalid YAML, an empty document and a document
+    that is no mapping.
     """
     document = Document(name, {})
     try:
@@ -75,9 +105,8 @@ def _walk(node: yaml.Node, path: Path, document: Document, lines: list[str]) -> 
     if isinstance(node, yaml.ScalarNode):
         if not node.style and node.tag == "tag:yaml.org,2002:str" and _TEXT_NUMBER.fullmatch(node.value):
             number = yaml.safe_dump(float(node.value)).split()[0]
-            raise document.error(
-                path, f"YAML reads {node.value} as text; write {number}, or quote it if text is meant."
-            )
+            found, fix = f"YAML reads {node.value} as text", f"write {number}, or quote it if text is meant"
+            document.problems.append(Problem("text-number", path, document.line(path), found, fix))
         return
     if len(path) > _DEPTH:
         raise document.error(path[:3], "nested too deep, or an anchor that contains itself.")
@@ -90,10 +119,8 @@ def _walk(node: yaml.Node, path: Path, document: Document, lines: list[str]) -> 
         here = (*path, part)
         line = key.start_mark.line
         if here in document.lines:
-            first = document.lines[here]
-            raise click.ClickException(
-                f"{document.name}, line {line + 1}: {dotted(here)}: duplicate key, first on line {first}; delete one."
-            )
+            found = f"duplicate key, first on line {document.lines[here]}; YAML takes the last"
+            document.problems.append(Problem("duplicate-key", here, line + 1, found, "delete one"))
         document.lines[here] = line + 1
         if comment := _comment(key, value, lines):
             document.comments[here] = comment

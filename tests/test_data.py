@@ -1,0 +1,324 @@
+"""tools/data.py: the split is the one that datasets makes, what is wrong is one sentence, what leaks is found."""
+
+import hashlib
+import json
+
+import data as tool_data
+from lora_recipes import ROOT
+
+import pytest
+from click.testing import CliRunner
+
+SIZES = (1015, 844, 555)
+
+
+def call(*arguments):
+    return CliRunner().invoke(tool_data.main, [str(argument) for argument in arguments])
+
+
+def failed(*arguments, code=1):
+    """The one sentence with which a call fails."""
+    done = call(*arguments)
+    assert done.exit_code == code, done.output
+    assert not done.exception or isinstance(done.exception, SystemExit), done.exception
+    sentence = done.stderr.split("Error: ")[1].strip()
+    assert "\n" not in sentence
+    return sentence
+
+
+def write(path, questions, **columns):
+    rows = [{"question": asked, "answer": f"It is {n}.", **columns} for n, asked in enumerate(questions)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Sources of the sizes of LoRAfrica's, with a column more than is wanted."""
+    return [
+        write(tmp_path / f"source{n}.jsonl", [f"What is {n} and {row}?" for row in range(size)], topic="x")
+        for n, size in enumerate(SIZES)
+    ]
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A hundred rows, every tenth question asked twice with other signs."""
+    asked = [f"Who ruled {row}?" for row in range(90)] + [f"who  RULED {row}" for row in range(0, 90, 9)]
+    return write(tmp_path / "few.jsonl", asked)
+
+
+def test_build_gives_the_split_of_lorafrica_as_datasets_makes_it(tmp_path, three):
+    import datasets
+
+    done = call("build", *three, "-o", tmp_path / "made")
+    assert done.exit_code == 0, done.output
+    together = [{"question": r["question"], "answer": r["answer"]} for path in three for r in read(path)]
+    outer = datasets.Dataset.from_list(together).train_test_split(test_size=0.0414, seed=42)
+    inner = outer["train"].train_test_split(test_size=0.086, seed=42)
+    expected = {"train": inner["train"], "validation": inner["test"], "test": outer["test"]}
+    assert [len(part) for part in expected.values()] == [2114, 200, 100]
+    for part, rows in expected.items():
+        assert read(tmp_path / "made" / f"{part}.jsonl") == rows.to_list()
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path, three):
+    for name, seed in (("one", 42), ("two", 42), ("three", 43)):
+        assert call("build", *three, "-o", tmp_path / name, "--seed", seed).exit_code == 0
+    one, two, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / n).iterdir()} for n in ("one", "two", "three")
+    )
+    assert one == two
+    assert one["test.jsonl"] != other["test.jsonl"]
+
+
+def test_the_record_says_what_was_done(tmp_path, three):
+    call("build", *three, "-o", tmp_path / "made", "--seed", "7")
+    record = json.loads((tmp_path / "made" / "build.json").read_text())
+    assert record["sources"] == [{"name": str(p), "rows": n} for p, n in zip(three, SIZES, strict=True)]
+    assert (record["seed"], record["removed"], record["empty"]) == (7, 0, 0)
+    assert record["fractions"] == {"test": 0.0414, "validation of the rest": 0.086}
+    assert {name: entry["rows"] for name, entry in record["files"].items()} == {
+        "train.jsonl": 2114,
+        "validation.jsonl": 200,
+        "test.jsonl": 100,
+    }
+    for name, entry in record["files"].items():
+        assert entry["sha256"] == hashlib.sha256((tmp_path / "made" / name).read_bytes()).hexdigest()
+
+
+def test_a_built_folder_is_a_source_with_its_three_splits(tmp_path, few):
+    call("build", few, "-o", tmp_path / "made", "--test", "0.2", "--validation", "0.25")
+    found = json.loads(call("stats", tmp_path / "made", "--json").stdout)
+    assert {split: figures["rows"] for split, figures in found.items()} == {"train": 60, "validation": 20, "test": 20}
+
+
+def test_repeated_questions_are_counted_and_removed_before_the_split_only_when_asked(tmp_path, few):
+    options = ("--test", "0.2", "--validation", "0.2")
+    done = call("build", few, "-o", tmp_path / "all", *options)
+    kept = json.loads((tmp_path / "all" / "build.json").read_text())
+    rows = {part: read(tmp_path / "all" / f"{part}.jsonl") for part in ("train", "validation", "test")}
+    numbers = [{row["question"].strip("?").split()[-1] for row in part} for part in rows.values()]
+    across = len(numbers[0] & numbers[1] | numbers[0] & numbers[2] | numbers[1] & numbers[2])
+    assert kept["repeated"]["across splits"] == across > 0
+    assert (kept["repeated"]["questions"], kept["repeated"]["rows"], kept["removed"]) == (10, 10, 0)
+    assert f"10 rows repeat an earlier row's question; {across} question" in done.stderr
+    assert "--dedupe" in done.stderr and "repeated: Who ruled 0?" in done.stderr
+    assert len(rows["train"]) + len(rows["validation"]) + len(rows["test"]) == 100
+
+    done = call("build", few, "-o", tmp_path / "once", *options, "--dedupe")
+    record = json.loads((tmp_path / "once" / "build.json").read_text())
+    assert (record["removed"], record["repeated"]["rows"], record["repeated"]["across splits"]) == (10, 10, 0)
+    assert "10 rows repeat an earlier row's question; removed" in done.stderr
+    left = [row["question"] for part in rows for row in read(tmp_path / "once" / f"{part}.jsonl")]
+    assert sorted(left) == sorted(f"Who ruled {row}?" for row in range(90))
+
+
+def test_other_columns_become_question_and_answer(tmp_path):
+    rows = [{"prompt": f"q{n}", "reply": f"a{n}", "question": "not this"} for n in range(20)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    options = ("--question", "prompt", "--answer", "reply", "--test", "0.2", "--validation", "0.2")
+    assert call("build", tmp_path / "rows.json", "-o", tmp_path / "made", *options).exit_code == 0
+    assert read(tmp_path / "made" / "test.jsonl")[0].keys() == {"question", "answer"}
+    assert read(tmp_path / "made" / "test.jsonl")[0]["question"].startswith("q")
+
+
+def test_csv_and_parquet_build_the_same_rows_as_json(tmp_path, few):
+    import datasets
+
+    made = datasets.Dataset.from_list(read(few))
+    made.to_csv(tmp_path / "few.csv")
+    made.to_parquet(tmp_path / "few.parquet")
+    texts = set()
+    for suffix in ("jsonl", "csv", "parquet"):
+        assert call("build", tmp_path / f"few.{suffix}", "-o", tmp_path / suffix).exit_code == 0
+        texts.add((tmp_path / suffix / "train.jsonl").read_bytes())
+    assert len(texts) == 1
+
+
+def test_a_row_without_an_answer_is_said(tmp_path, few):
+    few.write_text(few.read_text() + '{"question": "And?", "answer": null}\n')
+    done = call("build", few, "-o", tmp_path / "made")
+    assert "1 row without a question or an answer: training refuses them" in done.stderr
+    assert json.loads((tmp_path / "made" / "build.json").read_text())["empty"] == 1
+
+
+def test_build_replaces_its_own_folder_and_no_other(tmp_path, few):
+    (tmp_path / "mine").mkdir()
+    assert call("build", few, "-o", tmp_path / "mine").exit_code == 0
+    assert call("build", few, "-o", tmp_path / "mine").exit_code == 0
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    assert "holds notes.txt, which no build wrote" in failed("build", few, "-o", tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"question": "a", "anser": "b"}\n', ["no column 'answer', only question, anser", "--answer"]),
+        ('{"question": "a", "answer": 5}\n', ["row 1: 'answer' is 5"]),
+        ('{"question": "a", "answer": "b"}\n', ["1 rows are too few"]),
+        ('{"question": "a", "answ', ["cannot be read"]),
+        ("", ["cannot be read"]),
+    ],
+)
+def test_bad_rows_are_one_sentence_and_leave_nothing(tmp_path, text, words):
+    (tmp_path / "rows.jsonl").write_text(text)
+    sentence = failed("build", tmp_path / "rows.jsonl", "-o", tmp_path / "made")
+    assert all(word in sentence for word in words), sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_source_that_is_nowhere_is_one_sentence(tmp_path):
+    assert "no file or folder ./nowhere/atall" in failed("stats", "./nowhere/atall", code=2)
+    assert "no file or folder rows.jsonl" in failed("stats", "rows.jsonl", code=2)
+    (tmp_path / "rows.txt").write_text("a")
+    assert "rows.txt: what kind of file" in failed("stats", tmp_path / "rows.txt")
+
+
+def test_without_the_hub_build_asks_for_local_files(tmp_path):
+    sentence = failed("build", "-o", tmp_path / "made")
+    assert sentence == "Svngoku/Global-African-History-QA: the Hub cannot be reached; offline, give local files."
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_split_of_a_source_is_named_after_a_colon(tmp_path):
+    embedded = ROOT / "data" / "african_history"
+    assert "has the splits train, validation, test" in failed("build", embedded, "-o", tmp_path / "made", code=2)
+    done = call("build", f"{embedded}:test", f"{embedded}:validation[:20]", "-o", tmp_path / "made")
+    assert done.exit_code == 0, done.output
+    assert sum(len(read(path)) for path in (tmp_path / "made").glob("*.jsonl")) == 120
+
+
+def test_a_file_that_belongs_to_no_split_is_said(tmp_path):
+    write(tmp_path / "set" / "train.jsonl", ["a"])
+    write(tmp_path / "set" / "more.jsonl", ["b"])
+    assert "not read, as no split or other kind of file: more.jsonl" in call("stats", tmp_path / "set").stderr
+
+
+def test_stats_count_rows_cells_repeats_and_characters(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [("Who?", "Me."), ("who", " "), ("", "No one at all."), *((f"Why {n}?", "x" * n) for n in range(1, 18))]
+    path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows))
+    found = json.loads(call("stats", path, "--json").stdout)["train"]
+    assert (found["rows"], found["blank"], found["repeated"]) == (20, 2, 1)
+    assert found["characters"]["answer"] == {"median": 8, "p95": 16, "longest": 17}
+    assert found["characters"]["both"]["longest"] == 17 + len("Why 17?")
+    lines = call("stats", path).stdout.splitlines()
+    assert lines[0].split("  ")[0] == "split" and lines[1].split() == ["train", "20", "2", "1"]
+    assert not [line for line in lines if "interval" in line]
+
+
+@pytest.mark.slow
+def test_tokens_are_counted_and_rows_that_would_be_cut(embedded_model):
+    source = ROOT / "data" / "african_history" / "test.jsonl"
+    done = call("stats", source, "--tokenizer", embedded_model, "--sequence-len", "60", "--json")
+    found = json.loads(done.stdout)["train"]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    sums = sorted(
+        sum(len(tokenizer(row[name])["input_ids"]) for name in ("question", "answer")) for row in read(source)
+    )
+    assert found["tokens"]["both"] == {"median": sums[49], "p95": sums[94], "longest": sums[99]}
+    assert found["over"] == sum(value > 60 for value in sums) > 0
+    assert "over 60 tokens" in call("stats", source, "--tokenizer", embedded_model, "--sequence-len", "60").stdout
+
+
+def test_a_tokenizer_that_is_none_and_a_limit_without_one_are_errors(tmp_path, few):
+    assert "cannot be loaded" in failed("stats", few, "--tokenizer", tmp_path)
+    assert "name the --tokenizer" in failed("stats", few, "--sequence-len", "10", code=2)
+
+
+@pytest.fixture
+def leaking(tmp_path):
+    write(tmp_path / "set" / "train.jsonl", ["Who built the city of Great Zimbabwe?", "Where is Aksum?", "Why salt?"])
+    write(tmp_path / "set" / "test.jsonl", ["Who built the city of Zimbabwe?", "where is aksum", "Whose gold was it?"])
+    return tmp_path / "set"
+
+
+def test_leakage_finds_equal_and_near_questions_and_exits_1(leaking):
+    done = call("leakage", leaking)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[0] == "2 of 3 test questions in 3 training rows: 1 exactly, 1 nearly"
+    assert "exact\n  test row 2: where is aksum\n  training row 2: Where is Aksum?" in done.stdout
+    assert "0.86\n  test row 1: Who built the city of Zimbabwe?" in done.stdout
+    assert "test row" not in call("leakage", leaking, "--examples", "0").stdout
+    assert call("leakage", leaking, "--threshold", "0.9").stdout.startswith("1 of 3 test questions")
+
+
+def test_leakage_as_json_holds_all_that_was_found(leaking):
+    found = json.loads(call("leakage", leaking, "--json", "--examples", "0").stdout)
+    assert (found["exact"], found["near"], found["test_rows"], found["train_rows"]) == (1, 1, 3, 3)
+    assert [(one["row"], one["other"], one["exact"]) for one in found["found"]] == [(1, 1, True), (0, 0, False)]
+
+
+def test_the_embedded_data_leak_nothing_and_exit_0():
+    done = call("leakage", ROOT / "data" / "african_history")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("0 of 100 test questions in")
+
+
+def test_another_source_can_be_the_training_side(leaking, tmp_path):
+    other = write(tmp_path / "other.jsonl", ["Whose gold was it?"])
+    done = call("leakage", leaking, "--against", other)
+    assert done.exit_code == 1 and done.stdout.startswith("1 of 3 test questions in 1 training row:")
+    turned = call("leakage", other, "--test", "train", "--against", f"{leaking}:test")
+    assert turned.exit_code == 1 and turned.stdout.startswith("1 of 1 test question in 3 training rows:")
+    assert "has no split 'test', only train; choose with --train and --test" in failed("leakage", other)
+
+
+def test_an_input_is_part_of_the_question(tmp_path):
+    write(tmp_path / "train.jsonl", ["Name the capital."], input="Mali")
+    write(tmp_path / "test.jsonl", ["Name the capital."], input="Ghana in the year 1200")
+    assert call("leakage", tmp_path).exit_code == 0
+    write(tmp_path / "test.jsonl", ["Name the capital."], input="mali")
+    done = call("leakage", tmp_path)
+    assert done.exit_code == 1 and done.stdout.startswith("1 of 1 test question in 1 training row: 1 exactly")
+
+
+@pytest.fixture
+def built(tmp_path, few, monkeypatch):
+    """A built folder, and a login that is none: nothing is sent, push_to_hub is a fake below."""
+    call("build", few, "-o", tmp_path / "made")
+    monkeypatch.setenv("HF_TOKEN", "hf_not_a_token")
+    return tmp_path / "made"
+
+
+def test_push_sends_three_splits_to_a_fake_of_the_hub(built, monkeypatch):
+    import datasets
+
+    sent = {}
+    fake = lambda data, repo, private=None: sent.update(rows=data.num_rows, repo=repo, private=private)  # noqa: E731
+    monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", fake)
+    done = call("push", built, "me/history", "--private")
+    assert done.exit_code == 0, done.output
+    assert sent == {"rows": {"train": 86, "validation": 9, "test": 5}, "repo": "me/history", "private": True}
+    assert done.stdout == "me/history  100 rows in 3 splits\n"
+    assert call("push", built, "me/history").exit_code == 0 and sent["private"] is None
+
+
+def test_a_push_that_fails_is_one_sentence_without_the_token(built, monkeypatch):
+    import datasets
+
+    def fake(*_, **__):
+        raise RuntimeError("Illegal header value b'Bearer hf_not_a_token'\nfor hf_not_a_token")
+
+    monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", fake)
+    sentence = failed("push", built, "me/history")
+    assert sentence.startswith("me/history was not pushed: Illegal header value") and "hf_not" not in sentence
+
+
+def test_push_needs_a_login_first_and_whole_splits(built, monkeypatch):
+    (built / "test.jsonl").unlink()
+    assert "has no split 'test'" in failed("push", built, "me/history")
+    assert "expected OWNER/NAME" in failed("push", built, "history", code=2)
+    write(built / "test.jsonl", ["a"]).write_text('{"question": "a"}\n')
+    assert failed("push", built, "me/history")
+    monkeypatch.delenv("HF_TOKEN")
+    assert "no login on the Hub" in failed("push", built, "me/history")

@@ -1,0 +1,122 @@
+"""The runs as published: their values are those of published.json, their defects are in them."""
+
+import json
+
+from lora_recipes import ROOT, ingredients, rendering, settings, yamlfile
+from lora_recipes.runfile import RunFile
+
+import pytest
+
+FACTS = ROOT.parent / "shared" / "facts" / "published.json"
+PEFT, AXOLOTL = "lorafrica-peft-as-published", "lorafrica-axolotl-as-published"
+ALPACA = "phi1.5-alpaca-gpt4-as-published"
+
+
+@pytest.fixture(scope="module")
+def published():
+    if not FACTS.is_file():
+        pytest.skip("the published figures (../shared/facts/published.json) are not on this machine")
+    return json.loads(FACTS.read_text())
+
+
+def parsed(recipe, variant, *changes):
+    return yamlfile.load(rendering.render(recipe, variant, changes), "rendered").data
+
+
+def chosen(config, *keys):
+    return {key: config.get(key) for key in keys}
+
+
+def lora(config):
+    return {key: config[f"lora_{key}"] for key in ("r", "alpha", "dropout")}
+
+
+def parameters(rank, layers, *shapes):
+    """Trainable parameters of LoRA on linear layers of [in, out], in each of `layers` blocks."""
+    return rank * layers * sum(sum(shape) for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "variants"), [(PEFT, ["peft", "peft+ds2"]), (AXOLOTL, ["lora", "ds2"]), (ALPACA, ["peft+qlora"])]
+)
+def test_a_published_recipe_has_the_published_variants_and_says_what_it_is(recipe, variants):
+    assert ingredients.load_recipe(recipe).facts["variants"] == variants
+    for variant in variants:
+        head = rendering.render(recipe, variant).split("### model")[0]
+        assert "Kept to reproduce" in head and "Not in YAML" in head
+        assert f"run:  axolotl train recipes/{recipe}/{variant}.yaml" in head
+
+
+@pytest.mark.parametrize("variant", ["peft", "peft+ds2"])
+def test_the_plain_run_has_the_published_values(published, variant):
+    run, facts = parsed(PEFT, variant), published["lorafrica"]["peft_run"]
+    assert run["base_model"] == published["lorafrica"]["base_model"]
+    assert lora(run) | {"target_modules": run["lora_target_modules"]} == facts["lora"]
+    assert run["micro_batch_size"] == facts["per_device_train_batch_size"]
+    assert run["sequence_len"] == facts["max_length"] and run["num_epochs"] == facts["epochs"]
+    same = ("gradient_accumulation_steps", "learning_rate", "bf16", "eval_steps", "save_steps", "logging_steps")
+    assert chosen(run, *same) == chosen(facts, *same)
+    assert run["seed"] == published["lorafrica"]["split_seed"] == 42
+    assert run["datasets"][0]["type"]["system_prompt"] + "." == published["lorafrica"]["system_prompt_eval"]
+
+
+def test_the_plain_run_takes_the_published_steps(published):
+    text = rendering.render(PEFT, "peft")
+    run = RunFile(yamlfile.load(text, "rendered"), text, ROOT)
+    assert settings.total_steps(run, published["lorafrica"]["splits"]["train"]) == 2650
+    settings.require_supported(run)
+
+
+def test_the_plain_runs_targets_can_be_had_by_one_setting():
+    run = parsed(PEFT, "peft", "special_tokens.eos_token=<|end|>")
+    assert run["special_tokens"] == {"pad_token": "<|endoftext|>", "eos_token": "<|end|>"}
+
+
+@pytest.mark.parametrize("variant", ["lora", "ds2"])
+def test_the_axolotl_run_has_the_published_values(published, variant):
+    run, facts = parsed(AXOLOTL, variant), published["lorafrica"]["axolotl_run"]
+    assert {entry["type"] for key in ("datasets", "test_datasets") for entry in run[key]} == {facts["dataset_type"]}
+    same = set(facts) - {"dataset_type"}
+    assert chosen(run, *same) == chosen(facts, *same)
+    assert "attn_implementation" not in run
+
+
+def test_both_published_ways_train_the_same_dead_names(published):
+    run = parsed(AXOLOTL, "lora")
+    assert lora(run) | {"target_modules": run["lora_target_modules"]} == published["lorafrica"]["peft_run"]["lora"]
+
+
+def test_the_optimizer_goes_to_the_cpu_where_the_notes_say_so(published):
+    run = parsed(PEFT, "peft+ds2", "deepspeed=deepspeed_configs/zero2_offload.json")
+    zero = json.loads((ROOT / run["deepspeed"]).read_text())["zero_optimization"]
+    facts = published["lorafrica"]["deepspeed"]
+    assert zero["offload_optimizer"] == {"device": facts["offload_optimizer"], "pin_memory": facts["pin_memory"]}
+    same = ("stage", "overlap_comm", "contiguous_gradients", "reduce_bucket_size")
+    assert chosen(zero, *same) == chosen(facts, *same)
+
+
+def test_the_alpaca_run_has_the_published_values(published):
+    run, facts = parsed(ALPACA, "peft+qlora"), published["phi1_5_alpaca_gpt4"]
+    training = facts["training"]
+    assert run["base_model"] == facts["base_model"] and run["datasets"][0]["path"] == facts["dataset"]
+    assert run["lora_target_modules"] == facts["lora"]["target_modules_resolved_by_peft"]
+    assert lora(run) == chosen(facts["lora"], "r", "alpha", "dropout")
+    assert run["micro_batch_size"] == training["per_device_train_batch_size"]
+    same = ("gradient_accumulation_steps", "learning_rate", "lr_scheduler", "max_steps")
+    assert chosen(run, *same) == chosen(training, *same)
+    assert run["train_on_inputs"] is True and training["loss_on"] == "all tokens"
+    assert (run["load_in_4bit"], run["fp16"], run["bf16"]) == (True, True, False)
+
+
+def test_the_parameter_counts_in_the_comments_are_the_layers_own(published):
+    """Phi-4-mini: 32 layers of width 3072, rank 8; phi-1.5: 24 of width 2048, rank 16."""
+    qkv, o, gate_up, down = ((3072, 5120), (3072, 3072), (3072, 16384), (8192, 3072))
+    counts = {parameters(8, 32, shape) for shape in (qkv, o, gate_up, down)} | {parameters(8, 32, qkv, o)}
+    text = (ingredients.RECIPES / "phi4-mini-african-history.yaml").read_text()
+    assert [f"{count:,}" for count in sorted(counts) if f"{count:,}" not in text] == []
+    assert parameters(8, 32, o) == published["lorafrica"]["peft_run"]["trainable_params"]
+    assert f"{parameters(8, 32, o):,}" in rendering.render(PEFT, "peft")
+    attention, mlp = [(2048, 2048)] * 4, [(2048, 8192), (8192, 2048)]
+    assert parameters(16, 24, *mlp) == published["phi1_5_alpaca_gpt4"]["trainable_params"]
+    assert f"{parameters(16, 24, *mlp):,}" in rendering.render(ALPACA, "peft+qlora")
+    assert f"{parameters(16, 24, *attention, *mlp):,}" in rendering.render("phi1.5-alpaca-gpt4", "lora")

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""The pre-flight: what is wrong with a run file, found here and now, before a GPU is rented."""
+
+import json
+import os
+from pathlib import Path
+
+from lora_recipes import libraries
+from lora_recipes.checks.findings import Report
+from lora_recipes.checks.subject import Limits
+
+import click
+
+_SHARE = click.FloatRange(0, 1)
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="everything as JSON on stdout")
+@click.option("--row", type=click.IntRange(1), metavar="N", help="show training row N with its mask")
+@click.option(
+    "--model-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="folder with tokenizer and config",
+)
+@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="processes of the run")
+@click.option("--min-trained", default=0.01, show_default=True, type=_SHARE, help="least share of tokens with loss")
+@click.option("--max-cut", default=0.05, show_default=True, type=_SHARE, help="largest share of rows too long")
+@click.option("--max-leaked", default=0.05, show_default=True, type=_SHARE, help="largest share of leaked questions")
+@click.option(
+    "--similarity",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(0.01, 1),
+    help="nearly the same question from here",
+)
+def main(
+    run: str,
+    as_json: bool,
+    row: int | None,
+    model_dir: Path | None,
+    gpus: int,
+    min_trained: float,
+    max_cut: float,
+    max_leaked: float,
+    similarity: float,
+) -> None:
+    """Check a run file before it is trained; - reads it from stdin.
+
+    On a CPU, without weights: keys, target modules, prompt and masks of every training row, batch
+    arithmetic, DeepSpeed, leakage, secrets and the traps of the pinned Axolotl. Exit 1 on an error.
+
+    \b
+    Example:
+      tools/check.py recipes/smollm2-african-history/lora.yaml
+      tools/render.py --variant ds2 | tools/check.py - --model-dir phi4/
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here after a tokenizer was used
+    libraries.quiet()
+    from lora_recipes.checks import preflight
+    from lora_recipes.checks.validation import Axolotl
+
+    limits = Limits(min_trained, max_cut, max_leaked, similarity, gpus)
+    try:
+        with Axolotl() as axolotl:
+            subject, training = preflight.run(run, axolotl, model_dir, limits)
+    except click.UsageError:
+        raise
+    except click.ClickException as error:
+        _show(preflight.failed(run, error), as_json)
+        raise SystemExit(1) from None
+    _show(subject.report, as_json)
+    if row:
+        from lora_recipes.checks import view
+
+        click.echo("\n" + view.row(subject, training, row), err=as_json)
+    raise SystemExit(subject.report.failed)
+
+
+def _show(report: Report, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n".join(report.as_text()))
+
+
+if __name__ == "__main__":
+    main()

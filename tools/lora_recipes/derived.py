@@ -1,0 +1,66 @@
+"""What follows from a recipe and a variant: the share of each step in the global batch, and where outputs go."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT, files, yamlfile
+from lora_recipes.ingredients import Rendered
+
+import click
+
+
+def derive(made: Rendered) -> None:
+    """What follows from the rest: the share of each step in the global batch, and where outputs go."""
+    run, facts = made.run, made.facts
+    if "gradient_accumulation_steps" not in made.set_keys and "gradient_accumulation_steps" not in run:
+        per_step = run.get("micro_batch_size", 1) * facts["gpus"]
+        steps, rest = divmod(facts["global_batch"], per_step)
+        if rest or not steps:
+            raise click.UsageError(
+                f"a global batch of {facts['global_batch']} cannot be made of {facts['gpus']} x micro_batch_size "
+                f"{run.get('micro_batch_size', 1)}; --set micro_batch_size, gpus or global_batch so that it divides."
+            )
+        run["gradient_accumulation_steps"] = steps
+        where = f"{facts['gpus']} processes" if facts["gpus"] > 1 else "one process" if facts["cpu"] else "one GPU"
+        more = "" if facts["gpus"] > 1 else "; render --set gpus=2 keeps it"
+        made.comments["gradient_accumulation_steps",] = f"global batch {facts['global_batch']} on {where}{more}"
+    if "dataset_prepared_path" not in run:
+        digest = data_digest(run)
+        run["dataset_prepared_path"] = f".cache/prepared/{made.name}{digest and '-' + digest}"
+        if digest:
+            made.comments["dataset_prepared_path",] = "a hash of the rows: Axolotl's cache ignores them"
+    if "output_dir" not in run:
+        run["output_dir"] = f"outputs/{made.name}/{made.variant}"
+
+
+def data_digest(run: dict[str, Any], root: Path = ROOT) -> str:
+    """Eight hex digits over the content of the local data files; empty when all data are on the Hub."""
+    digest = hashlib.sha256()
+    found = False
+    for entry in [*(run.get("datasets") or []), *(run.get("test_datasets") or [])]:
+        path = root / str(entry.get("path"))
+        for file in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
+            if file.is_file() and file.suffix in (".json", ".jsonl", ".csv", ".parquet"):
+                found = True
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8] if found else ""
+
+
+def inline_deepspeed(made: Rendered) -> None:
+    path = made.run.get("deepspeed")
+    if not isinstance(path, str):
+        raise click.UsageError(
+            f"--inline-deepspeed: variant {made.variant!r} has no DeepSpeed file; use it with ds2 or ds3."
+        )
+    try:
+        made.run["deepspeed"] = json.loads(files.read_text(ROOT / path))
+    except json.JSONDecodeError as error:
+        raise click.ClickException(f"{path}, line {error.lineno}: invalid JSON: {error.msg}.") from None
+    forget_comments(made, ("deepspeed",))
+
+
+def forget_comments(made: Rendered, path: yamlfile.Path) -> None:
+    for old in [p for p in made.comments if p[: len(path)] == path]:
+        del made.comments[old]
