@@ -162,6 +162,45 @@ def test_the_report_of_a_mutated_file_shows_both_prompts(checked, embedded_model
     assert "row 1 of 483, 483 in all" in found and "trained '" in found and "USER: " in found and "asked   '" in found
 
 
+CHAT = """\
+base_model: microsoft/Phi-4-mini-instruct
+adapter: lora
+lora_r: 8
+lora_alpha: 16
+lora_target_modules: [qkv_proj, o_proj]
+datasets:
+  - path: rows.jsonl
+    type: chat_template
+sequence_len: 512
+micro_batch_size: 2
+gradient_accumulation_steps: 1
+num_epochs: 1
+learning_rate: 0.0001
+output_dir: out
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ("", {("end-of-turn", "special_tokens")}),
+        ('eot_tokens: ["<|end|>"]\n', set()),
+        ("chat_template: chatml\n", {("end-of-turn", "special_tokens")}),
+        ("chat_template: phi_4\n", {("axolotl-refuses", "chat_template"), ("end-of-turn", "special_tokens")}),
+    ],
+)
+def test_a_chat_template_type_is_tokenized_by_axolotl_itself(checked, tmp_path, monkeypatch, more, found):
+    """Without eot_tokens Axolotl masks Phi-4-mini's end of turn in every row."""
+    turns = [("system", "Be brief."), ("user", "What is 2?"), ("assistant", "It is a number.")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    (tmp_path / "run.yaml").write_text(CHAT + more)
+    monkeypatch.chdir(tmp_path)
+    report = checked(tmp_path / "run.yaml", "phi4-mini-african-history")
+    assert errors(report) == found, list(report.as_text())
+    assert report.facts["masks"]["rows"] == 4 and report.facts["prompt"] is True
+
+
 def test_rows_over_the_limit_are_counted_and_an_error_above_the_threshold(checked, embedded_model, run_file):
     report = checked(run_file("lora", "sequence_len=90"))
     finding = of(report, "cut-rows")

@@ -21,7 +21,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers raises a score of types for a name that is none
         words = " ".join(str(error).split())[:200].rstrip(".")
         raise click.ClickException(

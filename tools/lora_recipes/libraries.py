@@ -1,6 +1,7 @@
 """Keep what the libraries say about themselves at import and at load off the terminal."""
 
 import logging
+import re
 import warnings
 
 
@@ -8,11 +9,11 @@ def quiet() -> None:
     """Call it before the first heavy import of a tool; imports transformers' logging only (about 1 s).
 
     torchao names its missing GPU libraries, torch its deprecations, bitsandbytes a kernel it could
-    not download, huggingface_hub a README without metadata, transformers each progress bar: none of it
+    not download, huggingface_hub its retries and a README without metadata, transformers each progress bar: none of it
     is about the user's run.
     """
     noisy = ("torchao", "torch.utils._pytree", "bitsandbytes", "bitsandbytes.backends.cpu.ops")
-    for name in (*noisy, "huggingface_hub.repocard"):
+    for name in (*noisy, "huggingface_hub.repocard", "huggingface_hub.utils._http"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # DeepSpeed sets its level when it is imported, so a filter: it warns that a CPU is a CPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
@@ -21,3 +22,19 @@ def quiet() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+_OFFLINE = re.compile(
+    "OfflineModeIsEnabled|client has been closed|couldn't connect to|Couldn't reach .* on the Hub|"
+    "Name or service not known|Connection refused|Max retries exceeded|Network is unreachable",
+    re.I,
+)
+
+
+def reason(error: BaseException, length: int = 200) -> str:
+    """What a library's error says, on one line; that the Hub cannot be reached has a score of wordings."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    chain = f"{text} {error.__cause__ or ''} {error.__context__ or ''}"
+    if _OFFLINE.search(chain):
+        return "the Hub cannot be reached"
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -124,7 +124,7 @@ def _architecture(run: RunFile, base: Path, quantized_from: Any) -> tuple[dict[s
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
         words = " ".join(str(error).split())[:200]
         raise run.error("base_model", f"{base} is no causal language model known here. ({words})") from None

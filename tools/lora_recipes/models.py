@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import processes
+from lora_recipes import libraries, processes
 from lora_recipes.runfile import RunFile
 
 import click
@@ -20,7 +20,7 @@ def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
     from transformers import AutoTokenizer
 
     with _plain_errors(run):
-        tokenizer = AutoTokenizer.from_pretrained(run.model())
+        tokenizer = AutoTokenizer.from_pretrained(run.model(), trust_remote_code=False)
     for name, token in (run.config.get("special_tokens") or {}).items() if special_tokens else ():
         if name != "additional_special_tokens" and token not in tokenizer.get_vocab():
             raise run.error(
@@ -70,7 +70,7 @@ def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) ->
     from transformers import AutoModelForCausalLM
 
     dtype = dtype or dtype_of(run)
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if run.config.get("attn_implementation"):
         options["attn_implementation"] = run.config["attn_implementation"]
     if run.config.get("load_in_4bit") if quantized is None else quantized:
@@ -186,7 +186,7 @@ class _plain_errors:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, (OSError, ImportError)):
-            words = " ".join(str(error).split())[:200]
+            words = libraries.reason(error)
             remedy = (
                 "run `make setup`"
                 if str(self.run.config["base_model"]).startswith(".cache")

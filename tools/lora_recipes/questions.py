@@ -71,7 +71,7 @@ def end_tokens(run: RunFile, tokenizer: Any) -> list[int]:
     try:
         named = GenerationConfig.from_pretrained(run.model()).eos_token_id
     except OSError:
-        named = AutoConfig.from_pretrained(run.model()).eos_token_id
+        named = AutoConfig.from_pretrained(run.model(), trust_remote_code=False).eos_token_id
     ends = named if isinstance(named, list) else [named]
     return sorted({token for token in [*ends, tokenizer.eos_token_id] if token is not None})
 
@@ -108,4 +108,4 @@ def model_identity(model: str) -> str:
         return f"sha256:{_digest([[path.name, shards.sha256(path)] for path in paths])}"
     from transformers import AutoConfig
 
-    return f"{model}@{AutoConfig.from_pretrained(model)._commit_hash}"
+    return f"{model}@{AutoConfig.from_pretrained(model, trust_remote_code=False)._commit_hash}"

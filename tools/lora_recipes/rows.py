@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from lora_recipes import libraries
 from lora_recipes.prompts import PromptFormat, prompt_format
 from lora_recipes.runfile import RunFile
 
@@ -136,8 +137,7 @@ def _plain_errors(run: RunFile, key: str, entry: dict[str, Any]) -> Iterator[Non
     except click.ClickException:
         raise
     except Exception as error:  # datasets raises a score of types for a user's mistake
-        cause = error.__cause__ or error
-        words = " ".join(str(cause).split())[:300] or "it is empty or malformed"
+        words = libraries.reason(error.__cause__ or error, 300) if str(error) else "it is empty or malformed"
         raise run.error(
             f"{key}.path",
             f"{entry['path']} ({entry.get('split')}) cannot be read: {words}. "

@@ -72,7 +72,7 @@ def load(model: str | None) -> Scorer:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         scorer = BERTScorer(source, num_layers=_layers(source, config), rescale_with_baseline=False)
     except (OSError, ValueError, ImportError) as error:
         words = " ".join(str(error).split())[:200]

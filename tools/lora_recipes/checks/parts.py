@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import prompts, rows
+from lora_recipes import libraries, prompts, rows
 from lora_recipes.checks.subject import Subject
 from lora_recipes.checks.validation import Axolotl
 
@@ -104,7 +104,7 @@ def _load(subject: Subject, key: str, index: int, entry: dict[str, Any]) -> Part
             return None
         subject.report.skip(f"{key} rows", message)
     except Exception as error:
-        subject.report.skip(f"{key} rows", f"{entry['path']} cannot be read here ({_words(error)})")
+        subject.report.skip(f"{key} rows", f"{entry['path']} cannot be read ({libraries.reason(error)})")
     row = dict(_PROBE)
     if fmt:
         row |= {fmt.field_instruction: _TURNS[0]["content"], fmt.field_output: _TURNS[1]["content"]}
@@ -156,7 +156,3 @@ def messages(part: Part, row: dict[str, Any]) -> list[dict[str, str]]:
 
 def _role(name: Any) -> str:
     return _ROLES.get(str(name), str(name))
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -25,6 +25,14 @@ def chat_templates() -> set[str]:
     return {path.stem for path in folder.glob("*.jinja")} | {"tokenizer_default", "jinja"}
 
 
+def chat_template_text(name: object) -> str | None:
+    """The text of one of Axolotl's own templates; None where it has none of that name."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        return None
+    path = (package() or Path()) / "utils" / "chat_templates" / "templates" / f"{name}.jinja"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
 @functools.cache
 def _base_types() -> set[str]:
     """The keys of DATASET_HANDLERS: what may stand before a `:style`."""

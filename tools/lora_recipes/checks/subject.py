@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import runfile, yamlfile
+from lora_recipes import libraries, runfile, yamlfile
+from lora_recipes.checks import strategies
 from lora_recipes.checks.findings import Finding, Report
 
 import click
@@ -96,9 +97,10 @@ class Subject:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.run.model())
+            return AutoConfig.from_pretrained(self.run.model(), trust_remote_code=False)
         except Exception as error:  # of a dozen types: absent, gated, offline, malformed, of an unknown kind
-            self.report.skip("base model", f"the configuration of {name} cannot be had here ({_words(error)})")
+            words = f"the configuration of {name} cannot be had ({libraries.reason(error)})"
+            self.report.skip("base model", f"{words}; --model-dir takes a folder with it")
             return None
 
     @functools.cached_property
@@ -109,14 +111,18 @@ class Subject:
         from lora_recipes import models
 
         try:
-            return models.load_tokenizer(self.run)
+            return models.load_tokenizer(_with_template_spelled_out(self.run))
         except click.ClickException as error:
             self.report.skip("tokenizer", error.message)
         except Exception as error:
-            self.report.skip("tokenizer", f"it cannot be loaded ({_words(error)})")
+            self.report.skip("tokenizer", f"it cannot be loaded ({libraries.reason(error)})")
         return None
 
 
-def _words(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else f"{text[:157]}…"
+def _with_template_spelled_out(run: runfile.RunFile) -> runfile.RunFile:
+    """A run that names one of Axolotl's own templates, with its text in place of the name."""
+    text = strategies.chat_template_text(run.config.get("chat_template"))
+    if text is None:
+        return run
+    data = {**run.config, "chat_template": "jinja", "chat_template_jinja": text}
+    return dataclasses.replace(run, document=dataclasses.replace(run.document, data=data))

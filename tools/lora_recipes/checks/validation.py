@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,16 +77,22 @@ class Axolotl:
         except RuntimeError as error:
             return subject.report.skip("Axolotl's own validation", str(error))
         known = {finding.key for finding in subject.report.findings if finding.severity == "error"}
-        meant = structure.unknown_keys(subject)
-        new = [one for one in refused if one["key"] not in known and one["key"] not in meant]
-        for one in new[:5]:
-            message = one["message"].removeprefix("Value error, ")
-            subject.error(
-                "axolotl-refuses", one["key"] or "the file", message, "a file that Axolotl accepts", "change the value"
-            )
+        known |= structure.unknown_keys(subject)
+        for one in refused:
+            key = _key(one["key"])
+            if key not in known:
+                known.add(key)  # a union's every member complains
+                message = one["message"].removeprefix("Value error, ")
+                subject.error("axolotl-refuses", key, message, "a file that Axolotl accepts", "change the value")
         if not refused:
             subject.report.fact("axolotl", True, "its own validation accepts the file, a GPU assumed")
         return None
+
+
+def _key(place: str) -> str:
+    """The key in pydantic's place of an error, which goes on with the member of a union that complained."""
+    found = re.match(r"[a-z0-9_]+(\.[a-z0-9_]+)*(?=$|\.)", place)
+    return found[0] if found else "the file"
 
 
 def _plain(config: Any) -> Any:
