@@ -1,7 +1,9 @@
 """Secrets, foreign code and missing logins are found in any run file, and no secret is said aloud."""
 
-from lora_recipes import tracking
-from lora_recipes.checks import secrets
+import json
+
+from lora_recipes import runfile, tracking
+from lora_recipes.checks import secrets, structure
 from lora_recipes.checks.subject import Subject
 
 import click
@@ -138,3 +140,15 @@ def test_comet_and_swanlab_without_a_key_are_warnings_unless_offline(findings, m
     assert findings("comet_project_name: a\ncomet_mode: offline\nuse_swanlab: true\nswanlab_mode: disabled\n") == []
     monkeypatch.setenv("COMET_API_KEY", "key")
     assert findings("comet_project_name: a\n") == []
+
+
+def test_no_finding_and_no_error_repeats_a_token_where_another_type_is_meant(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{PLAIN}datasets: [{{path: x}}]\nhf_use_auth_token: {HF}\n{HF}: 1\nseed: {HF}\n")
+    subject = Subject(path)
+    structure.check(subject)
+    assert len(subject.report.findings) >= 3
+    said = json.dumps(subject.report.as_json()) + "\n".join(subject.report.as_text())
+    with pytest.raises(click.ClickException) as caught:
+        runfile.load(path)
+    assert HF not in said and HF not in caught.value.message and "…" in caught.value.message

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, keys, yamlfile
+from lora_recipes import ROOT, files, keys, scrubbing, yamlfile
 
 import click
 import yaml
@@ -147,13 +147,19 @@ def key_problems(document: yamlfile.Document, path: yamlfile.Path, node: Any, kn
     """Keys and types that Axolotl's schema has not: it drops unknown keys in silence."""
     if isinstance(node, list) and isinstance(known, dict):
         for index, item in enumerate(node):
-            yield from key_problems(document, (*path, index), item, known)
+            here = (*path, index)
+            if isinstance(item, dict):
+                yield from key_problems(document, here, item, known)
+            else:
+                found = f"expected a mapping, found {scrubbing.scrubbed(repr(item))}"
+                fix = f"write it as a mapping, with {', '.join([key for key in ('path', 'type') if key in known])}"
+                yield yamlfile.Problem("wrong-type", here, document.line(here), found, fix.removesuffix(", with "))
         return
     if not isinstance(node, dict):
         types = known.get("", "dict|list") if isinstance(known, dict) else known
         if path and not _fits(node, types.split("|")):
             wanted = " or ".join(t for t in types.split("|") if t != "null")
-            found = f"expected {wanted}, found {node!r}"
+            found = f"expected {wanted}, found {scrubbing.scrubbed(repr(node))}"
             yield yamlfile.Problem("wrong-type", path, document.line(path), found, _retyping(node, wanted))
         return
     if not isinstance(known, dict):

@@ -1,8 +1,10 @@
 """What a check says: findings, facts, and what could not be checked."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from lora_recipes import scrubbing
 
 import click
 
@@ -23,6 +25,10 @@ class Finding:
     expected: str
     fix: str
 
+    def __post_init__(self) -> None:
+        for name in ("key", "found", "expected", "fix"):  # all may quote the file, where a token may stand
+            object.__setattr__(self, name, scrubbing.scrubbed(getattr(self, name)))
+
 
 @dataclass
 class Report:
@@ -41,8 +47,9 @@ class Report:
 
     def skip(self, check: str, reason: str) -> None:
         """Note a check that could not be made."""
+        reason = scrubbing.scrubbed(" ".join(reason.split()))
         if (check, reason) not in self.unchecked:
-            self.unchecked.append((check, " ".join(reason.split())))
+            self.unchecked.append((check, reason))
 
     def count(self, severity: str) -> int:
         return sum(finding.severity == severity for finding in self.findings)
@@ -94,6 +101,3 @@ def _finding_lines(finding: Finding) -> Iterator[str]:
     for label, text in (("found", finding.found), ("expected", finding.expected), ("fix", finding.fix)):
         for number, line in enumerate(text.split("\n") if text else []):
             yield f"  {label + ':' if number == 0 else '':<10}{line}"
-
-
-Check = Callable[..., None]

@@ -6,26 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import tracking, yamlfile
+from lora_recipes import scrubbing, tracking, yamlfile
 from lora_recipes.checks.findings import Finding
 from lora_recipes.checks.subject import Subject
 
 import click
 
-_KINDS = {
-    "a Hugging Face token": r"(?<!\w)(hf_[A-Za-z0-9]{20,})",
-    "a Weights & Biases key": r"(?<!\w)(wandb_v1_[\w-]{20,})",
-    "an API key": r"(?<![\w-])(sk-[\w-]{20,})",
-    "a GitHub token": r"(?<!\w)(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{22,})",
-    "an AWS access key": r"(?<!\w)((?:AKIA|ASIA)[A-Z0-9]{16})(?!\w)",
-    "a Google API key": r"(?<!\w)(AIza[\w-]{35})(?![\w-])",
-    "a Slack token": r"(?<!\w)(xox[abeoprs]-[\w-]{10,})",
-    "a signed web token (JWT)": r"(?<!\w)(eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})",
-    "a private key": r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)",
-    "a password in an address": r"\w://[^/\s:@]*:([^/\s@<>${}]{3,})@",
-}
-_HEX_KEY = re.compile(r"(?<![\w@/.-])([0-9a-f]{40})(?![\w-])")
-_HEX_IS_NO_KEY = re.compile(r"revision|commit|sha|hash|digest|checksum|\brev\b|dataset_prepared_path", re.IGNORECASE)
 _NAME = re.compile(
     r"(?:.*_)?(?:secret|password|passwd|api_?key|secret_key)s?"
     r"|(?:.*_)?(?:hf|hub|auth|access|api|bot|bearer|github|gitlab|wandb|mlflow|tracking)_token|token",
@@ -49,7 +35,7 @@ def _tokens(subject: Subject) -> None:
     keys = {line: yamlfile.dotted(path) for path, line in subject.given.document.lines.items()}
     said: dict[int, list[str]] = {}
     for line, text in enumerate(subject.given.text.splitlines(), 1):
-        for kind, secret in _secrets_in(text):
+        for kind, secret in scrubbing.secrets_in(text):
             said.setdefault(line, []).append(secret)
             _found(subject, keys.get(line, f"line {line}"), line, kind, len(secret))
     for path, value in _texts(subject.config, ()):
@@ -57,16 +43,6 @@ def _tokens(subject: Subject) -> None:
         named = _NAME.fullmatch(str(path[-1]))
         if named and value and not _NO_SECRET.fullmatch(value) and not any(one in value for one in said.get(line, [])):
             _found(subject, yamlfile.dotted(path), line, "a text under a key for a secret", len(value))
-
-
-def _secrets_in(text: str) -> Iterator[tuple[str, str]]:
-    for kind, pattern in _KINDS.items():
-        for match in re.finditer(pattern, text):
-            if len(set(match.group(1)[6:])) > 4 or "password" in kind:  # hf_xxxxxxxx stands for one
-                yield kind, match.group(1)
-    if not _HEX_IS_NO_KEY.search(text):
-        for match in _HEX_KEY.finditer(text):
-            yield "what looks like a Weights & Biases key", match.group(1)
 
 
 def _texts(node: Any, path: yamlfile.Path) -> Iterator[tuple[yamlfile.Path, str]]:
