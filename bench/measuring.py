@@ -1,0 +1,101 @@
+"""Ways of doing one thing, run in turn: what else the machine does hits all of them alike."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT, files, results
+
+import click
+
+RESULTS = ROOT / "results" / "bench"
+
+
+@dataclass
+class Way:
+    """One contender: a command whose last line on stdout is a JSON mapping of numbers."""
+
+    name: str
+    words: str
+    command: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    absent: str = ""
+    """Why it cannot be run here; '' when it can."""
+
+
+def interleave(ways: Sequence[Way], rounds: int, log: Path) -> dict[str, list[dict[str, Any]]]:
+    """Run each way once a round, in turn; gives the measurements by name.
+
+    A way that fails is left out of the rounds that follow, and its last words become its reason.
+    """
+    found: dict[str, list[dict[str, Any]]] = {way.name: [] for way in ways}
+    for number in range(rounds):
+        for way in (way for way in ways if not way.absent):
+            click.echo(f"round {number + 1} of {rounds}: {way.name} …", err=True)
+            measured = _run(way, log)
+            if measured:
+                found[way.name].append(measured)
+                click.echo(f"  {json.dumps(measured)}", err=True)
+    return found
+
+
+def _run(way: Way, log: Path) -> dict[str, Any] | None:
+    load, begun = os.getloadavg()[0], time.monotonic()
+    done = subprocess.run(
+        list(way.command), capture_output=True, text=True, env=os.environ | way.environment, cwd=ROOT, check=False
+    )
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(way.command)}\n{done.stdout}\n{done.stderr}\n")
+    try:
+        if done.returncode:
+            raise ValueError(f"exit {done.returncode}")
+        measured = json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        way.absent = f"it failed: {last[:200]}"
+        click.echo(f"  {way.absent}; see {log}", err=True)
+        return None
+    return {**measured, "wall_seconds": round(time.monotonic() - begun, 1), "load_before": round(load, 1)}
+
+
+def medians(measured: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of every number over the rounds."""
+    names = measured[0] if measured else {}
+    return {
+        name: statistics.median(one[name] for one in measured)
+        for name in names
+        if all(isinstance(one.get(name), (int, float)) for one in measured)
+    }
+
+
+def save(name: str, ways: Sequence[Way], measured: dict[str, list[dict[str, Any]]], **settings: Any) -> Path:
+    """results/bench/<name>.json: settings, machine, and per way the rounds and their medians."""
+    content = {
+        "benchmark": name,
+        "settings": settings,
+        "environment": results.environment(),
+        "ways": {
+            way.name: {
+                "words": way.words,
+                "skipped": way.absent,
+                "median": medians(measured[way.name]),
+                "rounds": measured[way.name],
+            }
+            for way in ways
+        },
+    }
+    path = RESULTS / f"{name}.json"
+    files.write_text(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def python(script: str, *options: object) -> list[str]:
+    """The command of a script in bench/ with this Python."""
+    return [sys.executable, str(ROOT / "bench" / script), *map(str, options)]
