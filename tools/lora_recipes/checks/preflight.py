@@ -23,13 +23,13 @@ def run(
     axolotl.ask_validation(subject)  # it imports while the rest goes on
     for check in (structure.check, secrets.check, inputs.check, traps.check, targets.check):
         _guarded(subject, check)
-    axolotl.check(subject)
     training = _guarded(subject, lambda one: parts.load(one, "datasets", axolotl)) or []
     lengths = _guarded(subject, lambda one: parity.check(one, training)) or {}
     counts = _guarded(subject, lambda one: masks.check(one, training, lengths))
     rows = (counts.rows, counts.tokens) if counts else (_rows(training), None)
     _guarded(subject, lambda one: arithmetic.check(one, *rows))
     _guarded(subject, lambda one: _leakage(one, training))
+    _guarded(subject, axolotl.check)
     return subject, training
 
 

@@ -22,6 +22,9 @@ class Axolotl:
     def __init__(self) -> None:
         self.installed = importlib.util.find_spec("axolotl") is not None
         self._process: subprocess.Popen[str] | None = None
+        self._refused: list[dict[str, str]] | str | None = None
+        """What the validation asked for last has found, or why it has not been made."""
+        self._waiting = False
 
     def __enter__(self) -> "Axolotl":
         return self
@@ -58,9 +61,19 @@ class Axolotl:
         """Ask without waiting: `check` takes the answer."""
         if self.installed:
             self._send({"do": "validate", "config": _plain(subject.config)})
+            self._waiting = True
+
+    def _take_validation(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            try:
+                self._refused = list(self._answer())
+            except RuntimeError as error:
+                self._refused = str(error)
 
     def tokenize(self, config: dict[str, Any], entry: dict[str, Any], folder: str) -> str:
         """rows.jsonl of a folder to examples.jsonl, with the tokenizer that lies in it; '' or why not."""
+        self._take_validation()  # answers come in the order of the questions
         paths = {name: f"{folder}/{file}" for name, file in _FILES.items()}
         try:
             self._send({"do": "tokenize", "config": _plain(config), "entry": _plain(entry), **paths})
@@ -72,10 +85,9 @@ class Axolotl:
         """What Axolotl refuses, once; what the key table has found already is not said again."""
         if not self.installed:
             return subject.report.skip("Axolotl's own validation", "Axolotl is not installed here")
-        try:
-            refused = self._answer()
-        except RuntimeError as error:
-            return subject.report.skip("Axolotl's own validation", str(error))
+        self._take_validation()
+        if not isinstance(refused := self._refused, list):
+            return subject.report.skip("Axolotl's own validation", str(refused))
         known = {finding.key for finding in subject.report.findings if finding.severity == "error"}
         known |= structure.unknown_keys(subject)
         for one in refused:
