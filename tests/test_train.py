@@ -21,6 +21,7 @@ SMALL = ("global_batch=4", "micro_batch_size=2", "max_steps=4", "bf16=false", "e
         ("sample_packing=true", ["sample_packing", "supports False only"]),
         ("val_set_size=0.1", ["val_set_size"]),
         ("torch_compile=true", ["torch_compile", "does not support this key"]),
+        ("pad_to_sequence_len=true", ["pad_to_sequence_len", "supports False only"]),
         ("plugins=[axolotl.integrations.liger.LigerPlugin]", ["plugins.0", "LigerPlugin"]),
         ("adapter=qlora", ["adapter", "go together"]),
         ("excess_length_strategy=truncate", ["drop or raise"]),
