@@ -210,6 +210,8 @@ def test_what_is_published_holds_the_losses_and_no_path_of_this_machine(outputs:
     }
     assert published["benchmark"]["skipped"]["tinyMMLU"] == "see log.txt or https://example.org/a/b, and/or ask"
     assert published["training"]["log_history"] == history(10)
+    (target / "bench").mkdir()
+    (target / "bench" / "training.json").write_text('{"benchmark": "training"}')  # speed, of no system
     again = outputs.parent / "again"
     assert tool("report", target, "-o", again).returncode == 0
     assert table((again / "README.md").read_text(), "Training") == table((target / "README.md").read_text(), "Training")

@@ -21,7 +21,7 @@ def _folder(given: Path | None, publish: bool) -> Path:
     """What to report on: results/ once something is published there, else what this checkout measured."""
     if given:
         return given
-    return RESULTS if not publish and any(RESULTS.glob("*/*.json")) else OUTPUTS
+    return RESULTS if not publish and systems.result_files(RESULTS) else OUTPUTS
 
 
 def _measured(folder: Path) -> list[System]:

@@ -52,9 +52,7 @@ def load(folder: Path) -> list[System]:
     They lie in result.json files as the tools write them, or in <recipe>/<variant>.json as published.
     Raises click.ClickException for a file that is truncated or foreign.
     """
-    paths = sorted(folder.rglob("result.json")) or [
-        path for path in sorted(folder.glob("*/*.json")) if not (path.parent / "adapter_config.json").exists()
-    ]
+    paths = sorted(folder.rglob("result.json")) or result_files(folder)
     found: dict[tuple[str, str], System] = {}
     for path in paths:
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
@@ -68,6 +66,12 @@ def load(folder: Path) -> list[System]:
                 f"{path}: {system.recipe} {system.name} is also in {other.path}; give the folder of one of them."
             )
     return sorted(found.values(), key=_order)
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The <recipe>/<variant>.json files of a folder; what bench/ measured of speed is of no system."""
+    found = [path for path in sorted(folder.glob("*/*.json")) if path.parent.name != "bench"]
+    return [path for path in found if not (path.parent / "adapter_config.json").exists()]
 
 
 def _require_plain_name(system: System) -> None:
