@@ -9,7 +9,7 @@ from lora_recipes import ROOT, batches, embedded, models, rendering, runfile
 import click
 import measuring
 
-WORK = ROOT / "outputs" / "bench" / "training"
+WORK = ROOT / ".cache" / "bench" / "training"
 VALIDATION = 40
 WAYS = {
     "reference": "transformers' Trainer as LoRAfrica used it: rows in file order, batches of 2, full logits",
