@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.checks import arithmetic, inputs, leaks, masks, parity, parts, secrets, structure, targets, traps
-from lora_recipes.checks.findings import Report
+from lora_recipes.checks.findings import Finding, Report
 from lora_recipes.checks.subject import Limits, Subject
 from lora_recipes.checks.validation import Axolotl
 
@@ -64,8 +64,6 @@ def _leakage(subject: Subject, training: list[parts.Part]) -> None:
 
 def failed(source: str | Path, error: click.ClickException) -> Report:
     """The report of a file that is no YAML mapping."""
-    from lora_recipes.checks.findings import Finding
-
     report = Report("stdin" if source == "-" else str(source))
     report.findings.append(
         Finding("error", "yaml", "the file", None, error.message, "a YAML mapping of Axolotl keys", "mend the file")

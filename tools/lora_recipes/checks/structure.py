@@ -4,6 +4,7 @@ from typing import Any
 
 from lora_recipes import keys, runfile, yamlfile
 from lora_recipes.checks import axolotl_keys
+from lora_recipes.checks.findings import Finding
 from lora_recipes.checks.subject import Subject
 
 _EXPECTED = {
@@ -36,8 +37,6 @@ def check(subject: Subject) -> None:
 
 
 def _add(subject: Subject, severity: str, problem: yamlfile.Problem) -> None:
-    from lora_recipes.checks.findings import Finding
-
     subject.report.findings.append(
         Finding(
             severity,
