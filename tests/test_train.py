@@ -20,7 +20,7 @@ SMALL = ("global_batch=4", "micro_batch_size=2", "max_steps=4", "bf16=false", "e
     [
         ("sample_packing=true", ["sample_packing", "supports False only"]),
         ("val_set_size=0.1", ["val_set_size"]),
-        ("torch_compile=true", ["torch_compile", "does not support this key"]),
+        ("torch_compile_mode=max-autotune", ["torch_compile_mode", "does not support this key"]),
         ("pad_to_sequence_len=true", ["pad_to_sequence_len", "supports False only"]),
         ("plugins=[axolotl.integrations.liger.LigerPlugin]", ["plugins.0", "LigerPlugin"]),
         ("adapter=qlora", ["adapter", "go together"]),
@@ -164,3 +164,37 @@ def test_stdin_for_several_processes_is_wrong_usage():
         env={**os.environ, "WORLD_SIZE": "2"},
     )
     assert done.returncode == 2 and "only one can read stdin" in done.stderr
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same_adapter(small, tmp_path):
+    found = []
+    for value in ("false", "true"):
+        path = small("peft", f"torch_compile={value}", "lora_dropout=0.0", f"output_dir={tmp_path}/{value}")
+        done = train(path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(tensors(runfile.load(path)))
+    differences = [(found[0][name] - found[1][name]).abs().max().item() for name in found[0]]
+    assert 0 < max(differences) <= 1e-4  # another order of sums, but for Adam's first steps on gradients near zero
+
+
+def test_rows_are_tokenized_once_and_again_when_something_changes(small, monkeypatch, tmp_path, embedded_model):
+    from lora_recipes import batches, models, prompts
+
+    counted, true = [], prompts.examples
+    monkeypatch.setattr(prompts, "examples", lambda *args: counted.append(1) or true(*args))
+
+    def tokenize(*more):
+        run = runfile.load(small("peft", f"dataset_prepared_path={tmp_path}/prepared", *more))
+        made = batches.tokenize(run, models.load_tokenizer(run), "train")
+        assert len(made.dataset) == 8 and made.tokens == sum(len(ids) for ids in made.dataset["input_ids"])
+        return made.trained_tokens
+
+    trained = tokenize()
+    assert trained == tokenize("learning_rate=1e-5") and len(counted) == 1
+    assert tokenize("train_on_inputs=true") > trained and len(counted) == 2
+    tokenize("datasets.0.type.system_prompt=Be brief.")
+    assert len(counted) == 3
+    (tmp_path / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text().replace(" the ", " a "))
+    tokenize()
+    assert len(counted) == 4

@@ -1,13 +1,19 @@
 """Training rows as tokens: masked once at tokenization, counted, padded in batches."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lora_recipes import prompts, rows
+from lora_recipes import files, prompts, rows
 from lora_recipes.runfile import RunFile
 
 PAD_TO = 64
 """Batches are padded to a multiple of this, as Axolotl pads them."""
+
+
+_AT_ONCE = 2000
+"""Rows tokenized, or looked at, at a time."""
 
 
 @dataclass(frozen=True)
@@ -18,42 +24,83 @@ class TokenRows:
     """datasets.Dataset of `input_ids` and `labels` (lists of int, equal length a row)."""
     dropped: int
     """Rows over the length limit."""
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(ids) for ids in self.dataset["input_ids"])
-
-    @property
-    def trained_tokens(self) -> int:
-        return sum(label != prompts.IGNORED for labels in self.dataset["labels"] for label in labels)
+    tokens: int
+    trained_tokens: int
 
 
 def tokenize(run: RunFile, tokenizer: Any, part: str) -> TokenRows | None:
     """The rows of `train` or `validation` in the order in which Axolotl has them: shuffled by the seed.
 
+    They are tokenized once and kept below dataset_prepared_path, under a hash of all that they follow from.
     None when the run file names no validation rows.
     Raises click.ClickException when no row is left, or a row is too long and
     `excess_length_strategy: raise` is set.
     """
-    import datasets
-
     config = run.config
     found = rows.load_parts(run, part)
     if not found:
         return None
-    on_prompt = bool(config.get("train_on_inputs"))
-    examples = [one for part, fmt in found for one in prompts.examples(tokenizer, fmt, part, on_prompt)]
-    dataset = datasets.Dataset.from_list(examples)
+    dataset = _kept(run, tokenizer, found)
     if config.get("shuffle_merged_datasets", True):
         dataset = dataset.shuffle(seed=int(config.get("seed") or 42))
     limit = int(config.get("sequence_len") or 512)
-    fitting = [number for number, ids in enumerate(dataset["input_ids"]) if len(ids) <= limit]
+    lengths, trained = _counts(dataset)
+    fitting = [number for number, length in enumerate(lengths) if length <= limit]
     dropped = len(dataset) - len(fitting)
     if dropped and config.get("excess_length_strategy") == "raise":
         raise run.error("sequence_len", f"{dropped} of {len(dataset)} rows are over {limit} tokens; raise the limit.")
     if not fitting:
         raise run.error("sequence_len", f"every row is over {limit} tokens; raise the limit.")
-    return TokenRows(dataset.select(fitting), dropped)
+    tokens, learned = (sum(counts[number] for number in fitting) for counts in (lengths, trained))
+    return TokenRows(dataset.select(fitting), dropped, tokens, learned)
+
+
+def _kept(run: RunFile, tokenizer: Any, found: list[tuple[list[dict[str, Any]], Any]]) -> Any:
+    """The rows as tokens, from an earlier run where nothing has changed."""
+    import datasets
+
+    on_prompt = bool(run.config.get("train_on_inputs"))
+    if not run.config.get("dataset_prepared_path"):
+        return _tokenized(tokenizer, found, on_prompt)
+    path = run.path(run.config["dataset_prepared_path"]) / f"plain-{_hash(tokenizer, found, on_prompt)}"
+    with files.locked(path):
+        if not path.is_dir():
+            with files.whole_folder(path) as folder:
+                _tokenized(tokenizer, found, on_prompt).save_to_disk(folder)
+    return datasets.load_from_disk(path)
+
+
+def _hash(tokenizer: Any, found: list[tuple[list[dict[str, Any]], Any]], on_prompt: bool) -> str:
+    digest = hashlib.sha256(f"{tokenizer.eos_token_id} {tokenizer.bos_token_id} {on_prompt}".encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update(Path(prompts.__file__).read_bytes())
+    digest.update((backend.to_str() if backend else str(tokenizer.get_vocab())).encode())
+    for part, fmt in found:
+        digest.update(repr(fmt).encode())
+        for row in part:
+            digest.update(repr((fmt.prompt(row), row[fmt.field_output])).encode())
+    return digest.hexdigest()[:16]
+
+
+def _tokenized(tokenizer: Any, found: list[tuple[list[dict[str, Any]], Any]], on_prompt: bool) -> Any:
+    import datasets
+
+    pieces = [
+        datasets.Dataset.from_list(prompts.examples(tokenizer, fmt, part[start : start + _AT_ONCE], on_prompt))
+        for part, fmt in found
+        for start in range(0, len(part), _AT_ONCE)
+    ]
+    return datasets.concatenate_datasets(pieces)
+
+
+def _counts(dataset: Any) -> tuple[list[int], list[int]]:
+    """Of each row the tokens, and those that carry loss."""
+    lengths: list[int] = []
+    trained: list[int] = []
+    for batch in dataset.with_format("numpy").iter(_AT_ONCE):
+        lengths += [len(ids) for ids in batch["input_ids"]]
+        trained += [int((labels != prompts.IGNORED).sum()) for labels in batch["labels"]]
+    return lengths, trained
 
 
 @dataclass(frozen=True)

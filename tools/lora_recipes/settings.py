@@ -1,7 +1,9 @@
 """A run file's keys as the plain trainer takes them. A key that it does not support is an error."""
 
+import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 from lora_recipes import processes
@@ -18,12 +20,10 @@ _TAKEN = {
     *("gradient_accumulation_steps", "eval_batch_size", "optimizer", "learning_rate", "lr_scheduler"),
     *("warmup_ratio", "warmup_steps", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("seed", "bf16", "fp16", "tf32", "gradient_checkpointing", "deepspeed", "output_dir", "logging_steps"),
+    *("torch_compile", "dataset_prepared_path"),
     *("eval_strategy", "eval_steps", "evals_per_epoch", "save_strategy", "save_steps", "saves_per_epoch"),
     *("save_total_limit", "auto_resume_from_checkpoints", "wandb_project", "wandb_name", "wandb_mode"),
 }
-_WITHOUT_EFFECT = {"dataset_prepared_path"}
-"""Says where Axolotl caches tokenized rows; here they are tokenized anew, in seconds."""
-
 _ONLY = {
     "lora_mlp_kernel": (False,),
     "lora_qkv_kernel": (False,),
@@ -37,6 +37,7 @@ _ONLY = {
     "excess_length_strategy": ("drop", "raise"),
     "adapter": ("lora", "qlora"),
     "bf16": (True, False, "auto"),
+    "torch_compile": (True, False, "auto"),
 }
 
 
@@ -49,7 +50,7 @@ def require_supported(run: RunFile) -> None:
             if value is not None and value not in _ONLY[key]:
                 wanted = " or ".join(str(v) for v in _ONLY[key])
                 raise run.error(key, f"the plain trainer supports {wanted} only, not {value!r}; train it with Axolotl.")
-        elif key not in _TAKEN | _WITHOUT_EFFECT:
+        elif key not in _TAKEN:
             raise run.error(key, "the plain trainer does not support this key; delete it or train with Axolotl.")
     for key in ("learning_rate", "micro_batch_size", "lora_r", "lora_alpha"):
         if run.config.get(key) is None:
@@ -145,6 +146,14 @@ def _deepspeed(run: RunFile) -> Any:
             raise run.error("deepspeed", f"there is no file {value}; take one of deepspeed_configs/.")
         return str(path)
     return value
+
+
+def zero_stage(run: RunFile) -> int:
+    """The ZeRO stage of a run file's DeepSpeed configuration; 0 without one."""
+    found = _deepspeed(run)
+    if isinstance(found, str):
+        found = json.loads(Path(found).read_text(encoding="utf-8"))
+    return int(((found or {}).get("zero_optimization") or {}).get("stage") or 0)
 
 
 def _saving(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,20 +8,34 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import batches, files, models, processes, prompts, results, settings, tracking
+from lora_recipes import (
+    batches,
+    files,
+    headloss,
+    models,
+    paddingfree,
+    processes,
+    prompts,
+    results,
+    settings,
+    tracking,
+)
 from lora_recipes.progress import StepLines
 from lora_recipes.runfile import RunFile
 
 import click
+import torch
+from peft.helpers import disable_input_dtype_casting
 from transformers import Trainer
 
 
 class PlainTrainer(Trainer):
-    """transformers' Trainer with logits only where a label is."""
+    """transformers' Trainer with logits only where a label is, and never many of them at a time."""
 
     def __init__(
         self,
         *args: Any,
+        head: Any = None,
         bench_data_collator: Any = None,
         eval_data_collator: Any = None,
         dataset_tags: Any = None,
@@ -29,6 +43,8 @@ class PlainTrainer(Trainer):
     ) -> None:
         # The three named arguments are Axolotl's own, which transformers does not know.
         super().__init__(*args, **kwargs)
+        self.head = head
+        """The output layer, when it was taken out of the model's forward pass (headloss.detach)."""
         self.model_accepts_loss_kwargs = False  # a mean a micro batch, see the module's docstring
 
     def compute_loss(
@@ -38,19 +54,16 @@ class PlainTrainer(Trainer):
 
         `labels` is [rows, length]; logits are made for the columns in which any row has a label.
         """
-        import torch
-
-        targets = inputs["labels"][:, 1:]
-        columns = (targets != prompts.IGNORED).any(dim=0).nonzero().squeeze(1)
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            logits_to_keep=columns,
-            use_cache=False,
-        )
-        loss = torch.nn.functional.cross_entropy(
-            outputs.logits.float().flatten(0, 1), targets[:, columns].flatten(), ignore_index=prompts.IGNORED
-        )
+        labels = inputs["labels"][:, 1:]
+        columns = (labels != prompts.IGNORED).any(dim=0).nonzero().squeeze(1)
+        given = {name: part for name, part in inputs.items() if name != "labels"}
+        outputs = model(**given, logits_to_keep=columns, use_cache=False)
+        targets, found = labels[:, columns].flatten(), outputs.logits.flatten(0, 1)
+        if self.head is not None:
+            kept = (targets != prompts.IGNORED).nonzero().squeeze(1)
+            loss = headloss.loss(found[kept], self.head, targets[kept])
+        else:
+            loss = torch.nn.functional.cross_entropy(found.float(), targets, ignore_index=prompts.IGNORED)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -68,6 +81,7 @@ def train(run: RunFile) -> None:
     tracking.name_project(run)
     if processes.is_main():
         run.keep()
+    processes.reuse_memory()
     processes.join(deepspeed=bool(run.config.get("deepspeed")))
     watch = results.Stopwatch()
     tokenizer = models.load_tokenizer(run)
@@ -76,19 +90,25 @@ def train(run: RunFile) -> None:
     report_rows(train_rows, eval_rows)
     # Before the model: DeepSpeed ZeRO-3 shards it while it loads.
     arguments = settings.training_arguments(run, len(train_rows.dataset), eval_rows is not None)
+    model = adapted(run)
+    padding_free = paddingfree.use(run, model)
+    compile_layers(run, model)
     trainer = PlainTrainer(
-        model=adapted(run),
+        model=model,
         args=arguments,
         train_dataset=train_rows.dataset,
         eval_dataset=eval_rows.dataset if eval_rows else None,
-        data_collator=batches.Collator(tokenizer.pad_token_id),
+        data_collator=paddingfree.Collator() if padding_free else batches.Collator(tokenizer.pad_token_id),
+        head=None if settings.zero_stage(run) == 3 else headloss.detach(model),
         processing_class=tokenizer,
         callbacks=[StepLines()],
     )
     _quiet(trainer)
     files.require_space(run.output_dir, _checkpoint_bytes(trainer.model))
     processes.require_world(trainer.args.world_size)
-    with files.clear_errors(run.output_dir):
+    # Under autocast the adapter's products are in bf16 whether or not PEFT casts their input up before.
+    autocast = trainer.args.bf16 and not run.config.get("deepspeed")
+    with files.clear_errors(run.output_dir), disable_input_dtype_casting(model, active=autocast):
         trainer.train(resume_from_checkpoint=last_checkpoint(run))
         trainer.save_model(str(run.output_dir))
     if processes.is_main():
@@ -142,10 +162,27 @@ def adapted(run: RunFile) -> Any:
     return get_peft_model(model, lora)
 
 
+def compile_layers(run: RunFile, model: Any) -> None:
+    """Compile each decoder layer in place, where the run file says torch_compile; all share what is compiled.
+
+    Raises click.ClickException without a C++ compiler, which PyTorch needs for it on a CPU.
+    """
+    if not run.config.get("torch_compile"):
+        return
+    if processes.on_cpu():
+        from torch._inductor import cpp_builder, exc
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler:
+            raise run.error("torch_compile", "needs a C++ compiler; install g++ or delete the key.") from None
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    for layer in max(lists, key=len):
+        layer.compile(dynamic=True)
+
+
 def _back_to(model: Any, dtype: Any) -> None:
     """prepare_model_for_kbit_training leaves norms and embeddings in float32; Axolotl trains them in dtype."""
-    import torch
-
     for name, module in model.named_modules():
         if "norm" in name or isinstance(module, torch.nn.Embedding):
             module.to(dtype)
@@ -153,8 +190,6 @@ def _back_to(model: Any, dtype: Any) -> None:
 
 
 def _require_targets(run: RunFile, model: Any, targets: list[str]) -> None:
-    import torch
-
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     for index, target in enumerate(targets):
         if not any(name == target or name.endswith(f".{target}") for name in linear):

@@ -1,0 +1,152 @@
+"""Rows laid end to end: the gradients of padded rows, on small models of every family. The GPU's path needs a GPU."""
+
+from lora_recipes import batches, headloss, paddingfree, prompts, runfile
+
+import pytest
+import torch
+import transformers
+
+SIZES = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+FAMILIES = {
+    "Llama": {},
+    "Phi3": {"head_dim": None},
+    "Phi": {"head_dim": None, "num_key_value_heads": 4},
+    "Qwen3": {"tie_word_embeddings": True},
+    "Gemma3Text": {"sliding_window": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
+    "Mistral": {"sliding_window": 8},
+    "GPT2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+}
+
+
+def adapted(family, more=(), dtype=torch.float32):
+    from peft import LoraConfig, get_peft_model
+
+    sizes = {
+        name: value for name, value in (SIZES | FAMILIES.get(family, {}) | dict(more)).items() if value is not None
+    }
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{family}Config")(**sizes), dtype=dtype)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return model.eval()
+
+
+def examples(lengths=(5, 30, 1, 12)):
+    made = []
+    for number, length in enumerate(lengths):
+        ids = torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(number)).tolist()
+        made.append({"input_ids": ids, "labels": [prompts.IGNORED] * (length // 3) + ids[length // 3 :]})
+    return made
+
+
+def gradients(model, collator, rows, head=None):
+    batch = collator(rows)
+    labels = batch.pop("labels")[:, 1:]
+    hidden = model(**batch, use_cache=False).logits[:, :-1]
+    if head is None:
+        loss = torch.nn.functional.cross_entropy(hidden.float().flatten(0, 1), labels.flatten())
+    else:
+        kept = labels[0] != prompts.IGNORED
+        loss = headloss.loss(hidden[0, kept], head, labels[0, kept])
+    loss.backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return loss.item(), found
+
+
+@pytest.fixture
+def run(run_file):
+    return runfile.load(run_file("peft"))
+
+
+@pytest.mark.parametrize("short", [512, 4], ids=["by products", "by PyTorch's kernel"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_those_of_padded_rows(family, short, run, monkeypatch, capsys):
+    monkeypatch.setattr(paddingfree, "_SHORT", max(short, 4))
+    monkeypatch.setattr(headloss, "_LOGITS", 97 * 7)  # several chunks
+    model = adapted(family)
+    expected_loss, expected = gradients(model, batches.Collator(0), examples())
+    assert paddingfree.use(run, model), capsys.readouterr()
+    loss, found = gradients(model, paddingfree.Collator(), examples(), headloss.detach(model))
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    assert found.keys() == expected.keys() and len(found) > 4
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 1e-4
+        assert (found[name] - gradient).abs().max() <= 1e-5, name
+
+
+def test_every_token_of_a_row_but_its_first_can_carry_loss():
+    batch = paddingfree.Collator()([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8]] and batch["position_ids"].tolist() == [[0, 1, 2, 0]]
+    assert batch["labels"].tolist() == [[prompts.IGNORED, 6, 7, prompts.IGNORED]]
+    assert batch["row_lengths"].tolist() == [3, 1] and batch["longest_row"] == 3
+
+
+def test_transformers_counts_the_rows_and_not_the_sequence():
+    from transformers.trainer_pt_utils import find_batch_size
+
+    assert find_batch_size(paddingfree.Collator()(examples())) == 4
+
+
+def test_rows_are_padded_when_the_attention_is_more_than_what_is_computed_here(run, capsys):
+    model = adapted("Gemma2", {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0})
+    before = model.get_base_model().config._attn_implementation
+    assert not paddingfree.use(run, model)
+    assert model.get_base_model().config._attn_implementation == before
+    assert "rows are padded" in capsys.readouterr().err
+
+
+def test_rows_are_padded_when_they_would_see_each_other(run, monkeypatch, capsys):
+    true = paddingfree.attention
+    monkeypatch.setattr(paddingfree, "attention", lambda *args, row_lengths=None, **more: true(*args, **more))
+    assert not paddingfree.use(run, adapted("Llama"))
+    assert "rows are padded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["attn_implementation=eager", "deepspeed=deepspeed_configs/zero3.json"])
+def test_a_run_file_can_have_its_rows_padded(run_file, setting):
+    model = adapted("Llama")
+    assert not paddingfree.use(runfile.load(run_file("peft", setting)), model)
+    assert model.get_base_model().config._attn_implementation != paddingfree.ATTENTION
+
+
+@pytest.mark.parametrize("chunk", [1, 97 * 3, 2**26])
+def test_the_head_s_loss_is_the_cross_entropy_of_all_its_logits(chunk, monkeypatch):
+    monkeypatch.setattr(headloss, "_LOGITS", chunk)
+    torch.manual_seed(1)
+    head, targets = torch.nn.Linear(16, 97), torch.randint(97, (10,))
+    hidden = torch.randn(10, 16, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(head(hidden), targets)
+    (wanted,) = torch.autograd.grad(3 * expected, hidden)
+    found = headloss.loss(hidden, head, targets)
+    (gradient,) = torch.autograd.grad(3 * found, hidden)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert (gradient - wanted).abs().max() <= 1e-6
+
+
+def test_a_head_whose_logits_are_changed_afterwards_stays_in_the_model():
+    model = adapted("Gemma2", {"query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0})
+    ids = torch.tensor([[3, 4]])
+    before = model(input_ids=ids).logits
+    assert headloss.detach(model) is None
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_trained_head_stays_in_the_model():
+    model = adapted("Llama")
+    model.get_base_model().get_output_embeddings().weight.requires_grad_()
+    assert headloss.detach(model) is None
