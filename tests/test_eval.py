@@ -330,6 +330,21 @@ def test_after_a_truncated_last_line_only_what_is_missing_is_answered(
 
 
 @pytest.mark.slow
+def test_without_a_batch_size_a_restart_goes_on_with_that_of_the_answers_so_far(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    run, more = trained(), ("--limit", "8", "--max-new-tokens", "8")
+    path = tmp_path / "outputs" / RECIPE / "lora" / "answers-test.jsonl"
+    assert evaluate(run, *FEW).exit_code == 0
+    assert evaluate(run, *more).exit_code == 0
+    assert section(path.parent)["batch_size"] == 2
+    assert [line["batch_size"] for line in lines(path)] == [2] * 8
+    path.unlink()
+    assert evaluate(run, *more).exit_code == 0
+    assert section(path.parent)["batch_size"] == lines(path)[0]["batch_size"] > 8
+
+
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_to_the_answers_of_an_undisturbed_one(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -423,19 +438,3 @@ def test_a_begin_token_is_neither_doubled_nor_lost(run_file: Callable[..., Path]
     assert disparity == ""
     assert all(question.prompt_ids.count(tokenizer.bos_token_id) == 1 for question in found)
     assert all(tokenizer.bos_token_id not in question.reference_ids for question in found)
-
-
-@pytest.mark.slow
-def test_answers_in_a_batch_are_those_of_one_by_one(run_file: Callable[..., Path]) -> None:
-    import torch
-
-    run = runfile.load(run_file())
-    tokenizer, model = models.load_tokenizer(run), models.load_base(run, dtype=torch.float32).eval()
-    asked = [
-        tokenizer(text)["input_ids"] for text in ("One, two, three,", "The capital of Egypt, which lies on the", "A")
-    ]
-    asked.append(questions.load(run, tokenizer, "test")[0][0].prompt_ids)
-    assert len({len(ids) for ids in asked}) == 4
-    together = answering.generate(model, tokenizer, asked, [2], 12)
-    assert together == [answering.generate(model, tokenizer, [ids], [2], 12)[0] for ids in asked]
-    assert tokenizer.decode(together[0]).startswith(" four, five")

@@ -121,7 +121,7 @@ def test_logits_are_made_for_the_references_only(tiny: Any, monkeypatch: pytest.
     shapes = []
     monkeypatch.setattr(tiny, "forward", _recording(tiny.forward, shapes))
     scoring.reference_nats(tiny, [[5] * 30, [6] * 20], [[7, 2], [8, 9, 2]], pad=0)
-    assert shapes == [(2, 4, 50)]
+    assert shapes == [(2, 3, 50)]
 
 
 def _recording(forward: Any, shapes: list[tuple[int, ...]]) -> Any:

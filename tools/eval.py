@@ -30,8 +30,15 @@ def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
 @click.option("--base", is_flag=True, help="measure the base model too")
 @click.option("--split", default="test", show_default=True, help="rows to ask")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="ask the first N rows only")
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="questions at once")
+@click.option("--batch-size", type=click.IntRange(1), help="questions at once; by default what the free memory holds")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="longest answer")
+@click.option(
+    "--backend",
+    default="transformers",
+    show_default=True,
+    type=click.Choice(["transformers", "vllm"]),
+    help="vllm: GPU",
+)
 @click.option("--score-model", metavar="NAME|DIR", help="BERTScore model, as roberta-large")
 @click.option(
     "--adapter", type=click.Path(exists=True, file_okay=False, path_type=Path), help="instead of the run's own"
@@ -41,8 +48,9 @@ def main(
     base: bool,
     split: str,
     limit: int | None,
-    batch_size: int,
+    batch_size: int | None,
     max_new_tokens: int,
+    backend: str,
     score_model: str | None,
     adapter: Path | None,
 ) -> None:
@@ -64,17 +72,22 @@ def main(
     watch = results.Stopwatch()
     click.echo("checking adapters, questions and scoring model …", err=True)
     libraries.quiet()
-    from lora_recipes import answering, evaluation, scorecards, scoring
+    from lora_recipes import answering, evaluation, scorecards, scoring, vllm_backend
 
     chosen = evaluation.choose(runs, base, adapter)
-    systems = [evaluation.prepare(run, folder, split, limit, max_new_tokens) for run, folder in chosen]
+    if backend == "vllm":
+        vllm_backend.require(
+            [folder for _, folder in chosen if folder], any(run.config.get("load_in_4bit") for run in runs)
+        )
+    systems = [evaluation.prepare(run, folder, split, limit, max_new_tokens, backend) for run, folder in chosen]
     scorer = scoring.load(score_model)
     with answering.locked([system.answers_path for system in systems]):
         evaluation.answer(systems, batch_size)
         click.echo(f"scoring with {scorer.description}", err=True)
-        sections = scorecards.sections(systems, scorer, watch, limit=limit, batch_size=batch_size)
+        sections = scorecards.sections(systems, scorer, watch, limit=limit)
     kind = "evaluation" if split == "test" else f"evaluation-{split}"
     for system, section in zip(systems, sections, strict=True):
+        section["batch_size"] = system.batch_size
         path = results.update(system.run, kind, section, base=system.adapter is None)
         click.echo(files.relative(path), err=True)
     click.echo(_table([system.name for system in systems], sections))

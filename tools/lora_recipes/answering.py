@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import files, scoring
+from lora_recipes import files
+from lora_recipes.generating import Reply, Respond
 from lora_recipes.questions import Question
 
 import click
@@ -97,89 +98,71 @@ def missing(path: Path, hashes: dict[int, str], questions: list[Question]) -> li
     return [question for question in questions if question.row not in answers]
 
 
+def recorded_batch_size(path: Path, hashes: dict[int, str]) -> int | None:
+    """The batch size that the last of the kept answers was given in, so that a restart goes on with it."""
+    sizes = [answer.get("batch_size") for answer in kept(path, hashes).values()]
+    return sizes[-1] if sizes else None
+
+
 def answer(
     path: Path,
-    model: Any,
+    respond: Respond,
     tokenizer: Any,
     questions: list[Question],
     hashes: dict[int, str],
-    generation: dict[str, Any],
+    end_tokens: list[int],
     batch_size: int,
     label: str,
-) -> int:
+) -> tuple[int, int]:
     """Answer what is missing and append it batch by batch; a kill loses the batch in flight only.
 
-    The number of questions answered.
+    The number of questions answered, and the batch size at the end: on a GPU whose memory is too
+    small it is halved. Raises torch.OutOfMemoryError when one question is too much.
 
     The batches are those of all the questions, whatever is missing: in bf16 an answer can depend on
-    its neighbours' padding, and a restart has to give the answers of an undisturbed run.
+    its neighbours, and a restart has to give the answers of an undisturbed run.
     """
+    import torch
+
     wanted = {question.row for question in missing(path, hashes, questions)}
     order = sorted(questions, key=lambda question: (-len(question.prompt_ids), question.row))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    start = 0
     with _progress(len(questions), len(questions) - len(wanted), label) as advance:
-        for batch in batches:
-            rows = wanted & {question.row for question in batch}
-            if not rows:
-                continue
-            answers = _answered(model, tokenizer, batch, hashes, generation)
-            _append(path, [answer for answer in answers if answer["row"] in rows])
-            advance(len(rows))
-    return len(wanted)
+        while start < len(order):
+            batch = order[start : start + batch_size]
+            if rows := wanted & {question.row for question in batch}:
+                try:
+                    replies = respond(batch)
+                except torch.OutOfMemoryError:
+                    if batch_size == 1:
+                        raise
+                    batch_size //= 2
+                    click.echo(f"{label}: out of memory; going on with batches of {batch_size}", err=True)
+                    continue
+                lines = [
+                    _line(question, reply, tokenizer, hashes, end_tokens) | {"batch_size": batch_size}
+                    for question, reply in zip(batch, replies, strict=True)
+                ]
+                _append(path, [line for line in lines if line["row"] in rows])
+                advance(len(rows))
+            start += len(batch)
+    return len(wanted), batch_size
 
 
-def _answered(
-    model: Any, tokenizer: Any, batch: list[Question], hashes: dict[int, str], generation: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The lines of a batch: the answers, and the reference's total cross-entropy in nats."""
-    generated = generate(model, tokenizer, [question.prompt_ids for question in batch], **generation)
-    nats = scoring.reference_nats(
-        model,
-        [question.prompt_ids for question in batch],
-        [question.reference_ids for question in batch],
-        tokenizer.pad_token_id,
-    )
-    ends = set(generation["end_tokens"])
-    return [
-        {
-            "row": question.row,
-            "question": question.question,
-            "reference": question.reference,
-            "answer": tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip(),
-            "finished": bool(ids) and ids[-1] in ends,
-            "new_tokens": len(ids),
-            "reference_nats": round(loss, 6),
-            "settings": hashes[question.row],
-        }
-        for question, ids, loss in zip(batch, generated, nats, strict=True)
-    ]
-
-
-def generate(
-    model: Any, tokenizer: Any, prompts: list[list[int]], end_tokens: list[int], max_new_tokens: int
-) -> list[list[int]]:
-    """The greedy continuation of each prompt as token ids, closed by an end token where one was given."""
-    import torch
-    from transformers import GenerationConfig
-
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=end_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    inputs = scoring.left_padded(prompts, tokenizer.pad_token_id, model.device)
-    with torch.inference_mode():
-        output = model.generate(**inputs, generation_config=config)
-    continued = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_until_end(ids, set(end_tokens)) for ids in continued]
-
-
-def _until_end(ids: list[int], ends: set[int]) -> list[int]:
-    end = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return ids[: end + 1]
+def _line(
+    question: Question, reply: Reply, tokenizer: Any, hashes: dict[int, str], end_tokens: list[int]
+) -> dict[str, Any]:
+    ids = reply.token_ids
+    return {
+        "row": question.row,
+        "question": question.question,
+        "reference": question.reference,
+        "answer": tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip(),
+        "finished": bool(ids) and ids[-1] in end_tokens,
+        "new_tokens": len(ids),
+        "reference_nats": round(reply.reference_nats, 6),
+        "settings": hashes[question.row],
+    }
 
 
 @contextlib.contextmanager

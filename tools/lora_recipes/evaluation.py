@@ -2,11 +2,13 @@
 
 import contextlib
 import gc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import answering, files, models, processes, questions, results
+from lora_recipes import answering, batchsize, files, generating, models, processes, questions, results, vllm_backend
+from lora_recipes.generating import Respond
 from lora_recipes.questions import Question
 from lora_recipes.results import Stopwatch
 from lora_recipes.runfile import RunFile
@@ -29,6 +31,8 @@ class System:
     disparity: str
     answered: int = 0
     """Questions answered by this process; the others were answered before."""
+    batch_size: int | None = None
+    """Of the last answers; None when there is no telling."""
     seconds: float = 0.0
     scores: dict[str, list[float]] = field(default_factory=dict)
 
@@ -72,7 +76,14 @@ def choose(runs: list[RunFile], base: bool, adapter: Path | None) -> list[tuple[
     return [*((run, None) for run in bases.values()), *((run, adapter or run.output_dir) for run in runs)]
 
 
-def prepare(run: RunFile, adapter: Path | None, split: str, limit: int | None, max_new_tokens: int) -> System:
+def prepare(
+    run: RunFile,
+    adapter: Path | None,
+    split: str,
+    limit: int | None,
+    max_new_tokens: int,
+    backend: str = "transformers",
+) -> System:
     """Read and tokenize the questions; warn when they are not asked as they were trained."""
     tokenizer = models.load_tokenizer(run)
     found, disparity = questions.load(run, tokenizer, split)
@@ -83,6 +94,7 @@ def prepare(run: RunFile, adapter: Path | None, split: str, limit: int | None, m
         "dtype": dtype,
         "four_bit": four_bit,
         "attn_implementation": attention,
+        "backend": backend,
         "decoding": "greedy",
         "max_new_tokens": max_new_tokens,
         "end_tokens": questions.end_tokens(run, tokenizer),
@@ -99,43 +111,62 @@ def prepare(run: RunFile, adapter: Path | None, split: str, limit: int | None, m
     return system
 
 
-def answer(systems: list[System], batch_size: int) -> None:
+def answer(systems: list[System], batch_size: int | None) -> None:
     """Answer what is missing, each base loaded once. The locks of the answers files have to be held.
 
-    Raises click.ClickException when the memory is too small for the batch.
+    Without a batch size that of the answers so far, or else one by the free memory.
+    Raises click.ClickException when the memory is too small for one question.
     """
     import torch
 
     waiting = [system for system in systems if answering.missing(system.answers_path, system.hashes, system.asked)]
+    for system in systems:
+        system.batch_size = batch_size or answering.recorded_batch_size(system.answers_path, system.hashes)
     for loads in dict.fromkeys(system.loads for system in waiting):
-        sharing = [system for system in waiting if system.loads == loads]
         try:
-            _answer_on_one_base(sharing, batch_size)
+            _answer_on_one_base([system for system in waiting if system.loads == loads])
         except torch.OutOfMemoryError:
             raise click.ClickException(
-                f"out of memory with batches of {batch_size}; run the same command with a smaller --batch-size, "
-                "the answers so far are kept."
+                "out of memory with one question at a time; take a machine with more, the answers so far are kept."
             ) from None
         gc.collect()
 
 
-def _answer_on_one_base(systems: list[System], batch_size: int) -> None:
-    model, names = _load(systems)
-    for system, name in zip(systems, names, strict=True):
+def _answer_on_one_base(systems: list[System]) -> None:
+    in_vllm = systems[0].settings["backend"] == "vllm"
+    base = vllm_backend.Engine(systems) if in_vllm else _Base(systems)
+    for number, system in enumerate(systems):
         watch = Stopwatch()
-        generation = {key: system.settings[key] for key in ("end_tokens", "max_new_tokens")}
-        with _active(model, name):
-            system.answered = answering.answer(
+        with base.answering(number, system) as respond:
+            system.answered, system.batch_size = answering.answer(
                 system.answers_path,
-                model,
+                respond,
                 system.tokenizer,
                 system.asked,
                 system.hashes,
-                generation,
-                batch_size,
+                system.settings["end_tokens"],
+                system.batch_size or base.batch_size,
                 f"{system.run.recipe} {system.name}",
             )
         system.seconds = watch.seconds()
+
+
+class _Base:
+    """One base model in memory, and the adapters of the systems that share it."""
+
+    def __init__(self, systems: list[System]) -> None:
+        self.model, self.names = _load(systems)
+        self.batch_size = min(
+            batchsize.by_memory(self.model, system.asked, system.settings["max_new_tokens"]) for system in systems
+        )
+
+    @contextlib.contextmanager
+    def answering(self, number: int, system: System) -> Iterator[Respond]:
+        """How a system, the number-th of those given, replies to a batch."""
+        beginning = generating.common_beginning([question.prompt_ids for question in system.asked])
+        generation = {key: system.settings[key] for key in ("end_tokens", "max_new_tokens")}
+        with _active(self.model, self.names[number]):
+            yield generating.Decoder(self.model, beginning, system.tokenizer.pad_token_id, **generation)
 
 
 def _load(systems: list[System]) -> tuple[Any, list[str]]:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import evaluation, files, models, questions, results
+from lora_recipes import continuations, evaluation, files, generating, models, questions, results
 from lora_recipes.runfile import RunFile
 from lora_recipes.tasks import Task
 
@@ -148,20 +148,34 @@ class Bench:
 
 
 def _wrapped(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """lm-eval's view of a loaded model, with our progress bar in place of its own."""
+    """lm-eval's view of a loaded model: questions read once for all their options, and our progress bar."""
     for name in ("lm_eval", "transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from lm_eval.models.huggingface import HFLM
 
     class Quiet(HFLM):
+        bar: Any = None
+
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
             with click.progressbar(length=len(requests), label=self.label, file=shown) as self.bar:
                 return super().loglikelihood(requests, disable_tqdm=True)
 
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: Any = None) -> Any:
+            pairs = [(context, option) for _, context, option in requests]
+            longest = max(len(context) + len(option) for context, option in pairs)
+            if longest > self.max_length or not generating.keeps_everything(self.model.config, longest):
+                return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+            pad = tokenizer.pad_token_id or 0
+            return continuations.log_likelihoods(self.model, pairs, pad, self.batch_size, self._advance)
+
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
-            self.bar.update(len(inps))
+            self._advance(len(inps))
             return super()._model_call(inps, *args, **kwargs)
+
+        def _advance(self, requests: int) -> None:
+            if self.bar is not None:
+                self.bar.update(requests)
 
     return Quiet(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 

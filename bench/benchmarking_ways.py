@@ -1,0 +1,73 @@
+"""One way of benchmarking, run by bench/benchmarking.py: scores the adapters, prints the measurements as JSON."""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT, runfile
+
+import benchmarking
+import evaluation
+
+METRICS = ("acc", "acc_norm")
+
+
+def lm_eval(run: runfile.RunFile, limit: int, dtype: str) -> dict[str, float]:
+    """lm-eval's own command on one adapter, its batches those of tools/benchmark.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        _run(
+            str(Path(sys.executable).parent / "lm_eval"),
+            *("run", "--model", "hf"),
+            *("--model_args", f"pretrained={run.model()},peft={run.output_dir},dtype={dtype}"),
+            *("--tasks", benchmarking.TASK, "--include_path", str(ROOT / "data" / benchmarking.TASK)),
+            *("--batch_size", "16", "--device", "cpu", "--limit", str(limit), "--output_path", folder),
+        )
+        found = json.loads(next(Path(folder).rglob("results_*.json")).read_text(encoding="utf-8"))
+    return {metric: found["results"][benchmarking.TASK][f"{metric},none"] for metric in METRICS}
+
+
+def ours(runs: list[runfile.RunFile], limit: int) -> list[dict[str, float]]:
+    for run in runs:  # else the scores of the last time are taken
+        (run.output_dir / f"benchmark-{benchmarking.TASK}.json").unlink(missing_ok=True)
+    tool = str(ROOT / "tools" / "benchmark.py")
+    _run(sys.executable, tool, *(run.name for run in runs), "--tasks", benchmarking.TASK, "--limit", str(limit))
+    scores = []
+    for run in runs:
+        section = json.loads((run.output_dir / "result.json").read_text(encoding="utf-8"))["benchmark"]
+        scores.append({metric: section["metrics"][f"{benchmarking.TASK}_{metric}"]["mean"] for metric in METRICS})
+    return scores
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+
+
+def main() -> None:
+    way, limit, count, dtype = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    runs = [runfile.load(evaluation.run_file(number + 1, dtype)) for number in range(count)]
+    (benchmarking.WORK / f"{way}.json").unlink(missing_ok=True)
+    begun = time.monotonic()
+    scores = ours(runs, limit) if way == "ours" else [lm_eval(run, limit, dtype) for run in runs]
+    seconds = time.monotonic() - begun
+    named = {
+        f"{run.variant} {metric}": score for run, one in zip(runs, scores, strict=True) for metric, score in one.items()
+    }
+    (benchmarking.WORK / f"{way}.json").write_text(json.dumps(named), encoding="utf-8")
+    measured: dict[str, Any] = {
+        "seconds": round(seconds, 1),
+        "questions_per_second": round(count * limit / seconds, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        "mean_acc": round(sum(one["acc"] for one in scores) / count, 6),
+    }
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()
