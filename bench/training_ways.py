@@ -1,120 +1,88 @@
 """One way of training, run by bench/training.py: trains, scores the adapter, prints the measurements as JSON.
 
 The time is that of the training loop alone (transformers' train_runtime); start-up is another benchmark.
+Every way is one process on all cores.
 """
 
+import collections
 import json
+import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_recipes import libraries, models, processes, prompts, results, rows, runfile
 
+import peers
+import rates
 import training
 
-
-def reference(run: runfile.RunFile, folder: Path, sequence_len: int, packing: bool) -> float:
-    """From the description of the published runs: batches of 2 in file order, padded to the longest, a mask
-    found by a loop in the collator, logits and loss over every position."""
-    from lora_recipes import trainer
-
-    import torch
-    from transformers import Trainer, TrainingArguments
-
-    tokenizer = models.load_tokenizer(run)
-    header = tokenizer("### Response:\n")["input_ids"]
-    texts = [_ids(tokenizer, fmt, row, sequence_len) for part, fmt in rows.load_parts(run, "train") for row in part]
-
-    def collate(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
-        ids = [torch.tensor(one["input_ids"]) for one in batch]
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
-        labels = padded.clone()
-        for n, one in enumerate(padded.tolist()):
-            starts = range(len(one) - len(header) + 1)
-            at = next((start for start in starts if one[start : start + len(header)] == header), None)
-            labels[n, : at + len(header) if at is not None else len(one)] = prompts.IGNORED
-            labels[n, len(ids[n]) :] = prompts.IGNORED
-        mask = torch.tensor([[n < len(one) for n in range(padded.shape[1])] for one in ids]).long()
-        return {"input_ids": padded, "labels": labels, "attention_mask": mask}
-
-    class InOrder(Trainer):
-        def _get_train_sampler(self, *args: Any) -> Any:
-            return torch.utils.data.SequentialSampler(texts)
-
-    arguments = TrainingArguments(
-        **_arguments(run, folder), per_device_train_batch_size=2, gradient_accumulation_steps=4
-    )
-    made = InOrder(model=trainer.adapted(run), args=arguments, train_dataset=texts, data_collator=collate)
-    return _trained(made, folder)
+_STEP = re.compile(r"^step \d+/\d+  loss |'loss': ")
+"""A line that tells of a finished step: of lora_recipes.progress, and of transformers' own printing."""
 
 
-def _ids(tokenizer: Any, fmt: prompts.PromptFormat, row: dict[str, Any], limit: int) -> dict[str, list[int]]:
-    return {"input_ids": prompts.example(tokenizer, fmt, row)["input_ids"][:limit]}
+@dataclass(frozen=True)
+class Trained:
+    """The times of one training loop."""
+
+    seconds: float
+    """transformers' train_runtime."""
+    times: list[float]
+    """The end of each step, in seconds from anywhere."""
+    history: list[dict[str, Any]]
+    """transformers' log_history."""
+
+    @property
+    def seen(self) -> list[float] | None:
+        """Tokens counted by the trainer up to each step; None where it does not count."""
+        entries = [entry for entry in self.history if "loss" in entry]
+        for name in ("num_input_tokens_seen", "num_tokens", "tokens/total"):
+            if entries and all(name in entry for entry in entries):
+                return [float(entry[name]) for entry in entries]
+        return None
 
 
-def trl(run: runfile.RunFile, folder: Path, sequence_len: int, packing: bool) -> float:
-    """As TRL's documentation has it for prompt-completion data; like lengths together, no padding to speak of."""
-    from lora_recipes import trainer
-
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    tokenizer = models.load_tokenizer(run)
-    pairs = [
-        {"prompt": fmt.prompt(row), "completion": row[fmt.field_output] + tokenizer.eos_token}
-        for part, fmt in rows.load_parts(run, "train")
-        for row in part
-    ]
-    config = SFTConfig(
-        **_arguments(run, folder),
-        per_device_train_batch_size=1 if packing else 8,
-        gradient_accumulation_steps=4 if packing else 1,
-        train_sampling_strategy="random" if packing else "group_by_length",
-        max_length=sequence_len,
-        completion_only_loss=True,
-        packing=packing,
-    )
-    made = SFTTrainer(
-        model=trainer.adapted(run), args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
-    )
-    return _trained(made, folder)
-
-
-def _arguments(run: runfile.RunFile, folder: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "num_train_epochs": 1,
-        "learning_rate": run.config["learning_rate"],
-        "lr_scheduler_type": "cosine",
-        "bf16": True,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "seed": 42,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": False,
-    }
-
-
-def _trained(made: Any, folder: Path) -> float:
-    seconds = made.train().metrics["train_runtime"]
-    made.model.save_pretrained(folder)
-    return float(seconds)
-
-
-def from_run_file(command: list[str], run: runfile.RunFile) -> float:
+def from_run_file(command: list[str], run: runfile.RunFile) -> Trained:
     """A command that trains a run file and notes it in result.json."""
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
+    times = _step_times(command)
     history = results.read(run.output_dir / "result.json")["training"]["log_history"]
-    return float(next(entry["train_runtime"] for entry in history if "train_runtime" in entry))
+    return Trained(_runtime(history), times, history)
+
+
+def from_llama_factory(configuration: Path, folder: Path) -> Trained:
+    """Its own command on its own run file; transformers' trainer_state.json has the times."""
+    times = _step_times([str(peers.COMMAND), "train", str(configuration)])
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return Trained(_runtime(history), times, history)
+
+
+def _runtime(history: list[dict[str, Any]]) -> float:
+    # Trainers that count tokens note it with every step, so the last entry has the whole.
+    return float([entry["train_runtime"] for entry in history if "train_runtime" in entry][-1])
+
+
+def _step_times(command: list[str]) -> list[float]:
+    """Run it; when each line about a finished step came. Ends this process where the command fails."""
+    cores = str(len(os.sched_getaffinity(0)))
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": cores, "AXOLOTL_DO_NOT_TRACK": "1"}
+    times: list[float] = []
+    last: collections.deque[str] = collections.deque(maxlen=60)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    ) as process:
+        for line in process.stdout or ():
+            last.append(line)
+            if _STEP.search(line):
+                times.append(time.monotonic())
+    if process.returncode:
+        sys.exit("".join(last))
+    return times
 
 
 def score(run: runfile.RunFile, folder: Path) -> float:
@@ -135,31 +103,47 @@ def score(run: runfile.RunFile, folder: Path) -> float:
     return total / count
 
 
+def train(way: str, run: runfile.RunFile, folder: Path, sequence_len: int) -> Trained:
+    """One pass over the rows, the adapter left in `folder`."""
+    if way.startswith("plain"):
+        return from_run_file([sys.executable, str(training.ROOT / "tools" / "train.py"), run.name], run)
+    if way.startswith("axolotl"):
+        axolotl = str(Path(sys.executable).parent / "axolotl")
+        return from_run_file([axolotl, "train", run.name, "--launcher", "python"], run)
+    if way.startswith("llamafactory"):
+        return from_llama_factory(training.WORK / f"{way}.yaml", folder)
+    import trainers
+
+    processes.share_cores()
+    if way.startswith("reference"):
+        return Trained(*trainers.reference(run, folder, sequence_len))
+    return Trained(*trainers.trl(run, folder, sequence_len, way.removeprefix("trl").lstrip("-")))
+
+
 def main() -> None:
     way, tokens, sequence_len = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     libraries.quiet()
-    name = way if way in ("plain", "axolotl", "axolotl-packed") else "plain"
-    run = runfile.load(training.WORK / f"{name}.yaml")
+    if way == "matmul":
+        processes.share_cores()
+        print(json.dumps({"gflops": round(rates.matrix_rate() / 1e9, 1)}))
+        return
+    run = runfile.load(training.WORK / f"{way if way in training.SETTINGS else 'plain'}.yaml")
     folder = training.WORK / "out" / way
     shutil.rmtree(folder, ignore_errors=True)
     begun = time.monotonic()
-    if way == "plain":
-        seconds = from_run_file([sys.executable, str(training.ROOT / "tools" / "train.py"), run.name], run)
-    elif way.startswith("axolotl"):
-        axolotl = str(Path(sys.executable).parent / "axolotl")
-        seconds = from_run_file([axolotl, "train", run.name, "--launcher", "python"], run)
-    else:
-        processes.share_cores()
-        train = reference if way == "reference" else trl
-        seconds = train(run, folder, sequence_len, way.endswith("packed"))
+    trained = train(way, run, folder, sequence_len)
     whole = time.monotonic() - begun
     usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     peak_mb = max(usage) // 1024  # before the adapter is scored
+    steady = rates.steady(trained.times, trained.seen, tokens)
     measured = {
-        "tokens_per_second": round(tokens / seconds, 1),
-        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / trained.seconds, 1),
+        "steady_tokens_per_second": round(steady, 1) if steady else None,
+        "seconds": round(trained.seconds, 1),
         "with_start_up": round(whole, 1),
         "peak_memory_mb": peak_mb,
+        "steps": len(trained.times),
+        "tokens_counted": trained.seen[-1] if trained.seen else None,
         "validation_loss": round(score(run, folder), 4),
     }
     print(json.dumps(measured))

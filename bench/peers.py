@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""LLaMA-Factory as a peer of bench/training.py: an environment of its own, and the run file it trains from.
+
+Its pins exclude this project's transformers, peft, trl and datasets, so it cannot share .venv. Of
+0.9.5 pip takes the newest that its pins allow: transformers 5.6.0, peft 0.18.1, trl 0.24.0,
+accelerate 1.11.0 and datasets 4.0.0 on the torch of .venv (measured with 2.13.0).
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT
+
+import click
+
+VERSION = "0.9.5"
+HOME = ROOT / ".cache" / "bench" / "llamafactory"
+COMMAND = HOME / "bin" / "llamafactory-cli"
+SHOWN = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate")
+STUB = """[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "{name}"
+version = "{version}"
+[tool.setuptools]
+py-modules = {modules}
+"""
+STUBS = {"torchaudio": ["torchaudio"], "torchvision": []}
+"""Packages for sound and pictures that LLaMA-Factory asks for, with the modules that a stand-in has.
+
+They have to fit torch's own build, and those of the package index fit the CUDA build only: with the CPU build
+the real torchvision ends every start in "operator torchvision::nms does not exist". LLaMA-Factory imports
+torchaudio in any case, and transformers does without torchvision where it finds no such module.
+"""
+
+
+def absent() -> str:
+    """Why LLaMA-Factory cannot be run here; '' when it can."""
+    if not COMMAND.is_file():
+        return f"LLaMA-Factory {VERSION} is not installed; run `bench/peers.py --install`"
+    found = versions().get("llamafactory")
+    return "" if found == VERSION else f"{HOME} holds LLaMA-Factory {found}, not {VERSION}; delete it and install anew"
+
+
+def versions() -> dict[str, str]:
+    """Of LLaMA-Factory and what decides its speed; empty where it is not installed."""
+    folders = [str(folder) for folder in HOME.glob("lib/python*/site-packages")]
+    found = {one.name.lower(): one.version for one in metadata.distributions(path=folders)} if folders else {}
+    return {name: found[name] for name in SHOWN if name in found}
+
+
+def install() -> None:
+    """Make the environment, or finish one that was begun. Raises click.ClickException where a step fails."""
+    if sys.version_info < (3, 11):
+        raise click.ClickException(
+            f"LLaMA-Factory {VERSION} needs Python 3.11 or newer; start this with one that has it."
+        )
+    torch = metadata.version("torch")
+    _run("making the environment", sys.executable, "-m", "venv", str(HOME))
+    with tempfile.TemporaryDirectory() as folder:
+        stubs = _stubs(Path(folder), torch.partition("+")[0])
+        wanted = (f"torch=={torch}", f"llamafactory=={VERSION}", *stubs)
+        pip = (str(HOME / "bin" / "pip"), "install", "--quiet")
+        plan = Path(folder) / "plan.json"
+        _run("looking at what would be installed", *pip, "--dry-run", "--report", str(plan), *wanted)
+        refuse_cuda(json.loads(plan.read_text(encoding="utf-8")))
+        _run(f"installing LLaMA-Factory {VERSION} (minutes)", *pip, *wanted)
+    click.echo(", ".join(f"{name} {version}" for name, version in versions().items()), err=True)
+
+
+def _stubs(folder: Path, version: str) -> list[str]:
+    """Source folders that pip builds the stand-ins from."""
+    for name, modules in STUBS.items():
+        (folder / name).mkdir()
+        text = STUB.format(name=name, version=version, modules=json.dumps(modules))
+        (folder / name / "pyproject.toml").write_text(text, encoding="utf-8")
+        for module in modules:
+            (folder / name / f"{module}.py").write_text('"""Nothing: text needs none of it."""\n', encoding="utf-8")
+    return [str(folder / name) for name in STUBS]
+
+
+def refuse_cuda(plan: dict[str, Any]) -> None:
+    """Raises click.ClickException when pip's report names a package of CUDA: this is measured on a CPU."""
+    names = sorted(one["metadata"]["name"] for one in plan["install"])
+    if cuda := [name for name in names if name.startswith(("nvidia-", "cuda-")) or name == "triton"]:
+        raise click.ClickException(
+            f"pip would bring {cuda[0]} and {len(cuda) - 1} more packages for CUDA, and this benchmark runs on the "
+            "CPU; set pip to an index with PyTorch's CPU build, run `make setup` with it, and install again."
+        )
+
+
+def _run(words: str, *command: str) -> None:
+    click.echo(f"{words} …", err=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        raise click.ClickException(f"{words} failed: {last}; see to it and run the same command again.")
+
+
+def configuration(base: str, rows: Path, output: Path, sequence_len: int, **more: Any) -> dict[str, Any]:
+    """What `llamafactory-cli train` reads: the bench's training, without what is there to save GPU memory.
+
+    `rows` is a folder with dataset_info.json; its prompts are whole texts, so the template adds nothing.
+    LLaMA-Factory recomputes activations by default, which costs a third of the speed and is off here.
+    """
+    return {
+        "model_name_or_path": base,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "lora_target": "q_proj,k_proj,v_proj,o_proj",
+        "dataset_dir": str(rows),
+        "dataset": "bench",
+        "template": "empty",
+        "cutoff_len": sequence_len,
+        "flash_attn": "sdpa",
+        "disable_gradient_checkpointing": True,
+        "output_dir": str(output),
+        "overwrite_cache": True,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "train_sampling_strategy": "group_by_length",
+        "learning_rate": 2e-4,
+        "lr_scheduler_type": "cosine",
+        "num_train_epochs": 1.0,
+        "bf16": True,
+        "use_cpu": True,
+        "seed": 42,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "include_num_input_tokens_seen": "non_padding",
+        "dataloader_pin_memory": False,
+        **more,
+    }
+
+
+def write_rows(folder: Path, rows: list[dict[str, str]]) -> None:
+    """Rows with `prompt` and `answer`, whole texts, as LLaMA-Factory's data set `bench`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(rows), encoding="utf-8")
+    info = {"bench": {"file_name": "bench.json", "columns": {"prompt": "prompt", "response": "answer"}}}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+@click.command()
+@click.option("--install", "wanted", is_flag=True, help="make the environment of LLaMA-Factory")
+def main(wanted: bool) -> None:
+    """Install LLaMA-Factory beside this project, or say which is there.
+
+    It takes some 2 GB under .cache/bench; delete that folder to be rid of it.
+
+    \b
+    Example:
+      bench/peers.py --install
+    """
+    if wanted and absent():
+        install()
+    if reason := absent():
+        raise click.ClickException(f"{reason}.")
+    click.echo(json.dumps(versions()))
+
+
+if __name__ == "__main__":
+    main()
