@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: help setup demo check test recipes
+.PHONY: help setup demo check test recipes bench
 
 help:
 	@echo 'make setup    .venv with Axolotl, DeepSpeed and two small models (minutes, once)'
@@ -10,6 +10,7 @@ help:
 	@echo 'make check    lint, types, and recipes/ against the templates'
 	@echo 'make test     check, then every test, the fast ones first'
 	@echo 'make recipes  write recipes/ anew from the templates'
+	@echo 'make bench    measure against the peers, each way in turn (hours), and write the tables of README.md'
 
 setup:
 	@$(PYTHON) tools/install.py
@@ -28,3 +29,7 @@ test: check
 
 recipes: setup
 	$(BIN)/python tools/render.py --all
+
+bench: setup
+	for name in startup training evaluation benchmarking merging growth; do $(BIN)/python bench/$$name.py || exit 1; done
+	$(BIN)/python bench/table.py

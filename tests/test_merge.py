@@ -1,134 +1,43 @@
 """tools/merge.py: the merged model is its adapter on its base, or nothing is written."""
 
-import dataclasses
-import importlib.util
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lora_recipes import ROOT, divergence, mergeplan, merging, models, runfile, shards, verifying
+from lora_recipes import ROOT, shards, verifying
 
 import pytest
-from click.testing import CliRunner, Result
-
-RUN = """
-base_model: {base}
-special_tokens: {{eos_token: <end>, pad_token: <pad>}}
-adapter: lora
-datasets:
-  - path: {data}
-    split: train
-    type: {{field_instruction: question, field_output: answer, no_input_format: "ask {{instruction}} say "}}
-bf16: true
-output_dir: {output_dir}
-"""
-ROWS = [{"question": f"who is n{n}", "answer": f"n{n} is the n{n + 1} of n{n + 2}"} for n in range(8)]
-WORDS = ["<unk>", "<end>", "<pad>", "<old>", "ask", "say", "who", "is", "the", "of", *(f"n{n}" for n in range(118))]
-
-
-def merge(*arguments: object) -> Result:
-    spec = importlib.util.spec_from_file_location("merge_tool", ROOT / "tools" / "merge.py")
-    assert spec and spec.loader
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return CliRunner().invoke(tool.main, [str(argument) for argument in arguments])
-
-
-def assert_refused(done: Result, *words: str) -> None:
-    """Exit 1 with one sentence and no traceback."""
-    assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
-    error = done.stderr.strip().splitlines()[-1]
-    assert error.startswith("Error: ") and all(word in error for word in words), error
-
-
-def write_base(folder: Path, tied: bool = False) -> None:
-    """A random Llama in bfloat16 with a tokenizer of whole words; untied ones in three shards."""
-    import torch
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers import models as tokens
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": len(WORDS)}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": WORDS.index("<old>")}
-    config = LlamaConfig(**sizes, **heads, initializer_range=0.2, tie_word_embeddings=tied)
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="5GB" if tied else "100KB")
-    words = Tokenizer(tokens.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<old>", unk_token="<unk>").save_pretrained(folder)
-
-
-def write_adapter(base: Path, folder: Path, size: float = 0.05, **settings: Any) -> None:
-    """An adapter on the linear layers with random A and B, as PEFT saves it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj", "down_proj"], **settings}
-    base_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = get_peft_model(base_model, LoraConfig(task_type="CAUSAL_LM", **options))
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            noise = torch.randn_like(parameter) * size
-            parameter.data = noise if "lora_" in name and "magnitude" not in name else parameter.data * (1 + noise)
-    model.save_pretrained(folder)
+from merges import (
+    RUN,
+    WORDS,
+    assert_refused,
+    copy_setting,
+    merge,
+    peft_model,
+    spoil,
+    tensors,
+    write_adapter,
+    write_base,
+    write_originals,
+)
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, its adapter and test rows, made once."""
-    folder = tmp_path_factory.mktemp("merge")
-    write_base(folder / "base")
-    write_adapter(folder / "base", folder / "lora")
-    (folder / "data").mkdir()
-    text = "".join(json.dumps(row) + "\n" for row in ROWS)
-    for part in ("train", "test"):
-        (folder / "data" / f"{part}.jsonl").write_text(text)
-    return folder
+    """Made once."""
+    return write_originals(tmp_path_factory.mktemp("merge"))
 
 
 @pytest.fixture
 def setting(originals: Path, tmp_path: Path) -> SimpleNamespace:
-    """A run file whose adapter a test may spoil; the base stays where the adapter says it is."""
-    shutil.copytree(originals / "lora", tmp_path / "lora")
-    run = tmp_path / "run.yaml"
-    run.write_text(RUN.format(base=originals / "base", data=originals / "data", output_dir=tmp_path / "lora"))
-    return SimpleNamespace(
-        run=run,
-        base=originals / "base",
-        data=originals / "data",
-        adapter=tmp_path / "lora",
-        merged=tmp_path / "lora/merged",
-    )
-
-
-def tensors(folder: Path) -> dict[str, Any]:
-    return {name: shards.read(entry) for name, entry in shards.tensors_of(folder).items()}
-
-
-def spoil(adapter: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Rewrite the adapter's tensors."""
-    from safetensors.torch import load_file, save_file
-
-    held = load_file(adapter / "adapter_model.safetensors")
-    change(held)
-    save_file(held, adapter / "adapter_model.safetensors")
-
-
-def peft_model(setting: SimpleNamespace) -> Any:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(setting.base, dtype=torch.float32)
-    return PeftModel.from_pretrained(base, setting.adapter).eval()
+    return copy_setting(originals, tmp_path)
 
 
 def test_help_comes_without_a_heavy_import() -> None:
@@ -157,31 +66,6 @@ def setting_text(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("merged", "base", "noise", "expected"),
-    [
-        (0.004, 0.5, 0.004, "verified"),
-        (0.013, 0.5, 0.004, "failed"),
-        (0.004, 0.0001, 0.004, "inconclusive"),
-        (0.013, 0.0001, 0.004, "failed"),
-        (1e-9, 0.0001, 0.0, "verified"),
-        (1e-5, 0.0001, 0.0, "failed"),
-        (float("nan"), 0.5, 0.004, "failed"),
-    ],
-)
-def test_the_verdict_weighs_three_divergences(merged: float, base: float, noise: float, expected: str) -> None:
-    kl = {"kl_adapter_merged": merged, "kl_adapter_base": base, "kl_noise_floor": noise}
-    assert divergence.verdict(kl) == expected
-
-
-def test_divergence_is_zero_only_between_equals() -> None:
-    import torch
-
-    even, skewed = (torch.tensor([p]).log() for p in ([0.5, 0.5], [0.9, 0.1]))
-    assert divergence.mean_divergence([even], [even]) == 0.0
-    assert divergence.mean_divergence([even], [skewed]) == pytest.approx(0.5108, abs=1e-4)  # ½·ln(0.25/0.09)
-
-
 def test_a_streamed_file_is_safetensors(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -189,10 +73,46 @@ def test_a_streamed_file_is_safetensors(tmp_path: Path) -> None:
     held = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.arange(3)}
     save_file(held, tmp_path / "one.safetensors")
     entries = shards.tensors_in(tmp_path / "one.safetensors")
-    digest = shards.write(tmp_path / "two.safetensors", list(entries.values()), shards.read_bytes)
+    digest = shards.write(
+        tmp_path / "two.safetensors", list(entries.values()), map(shards.read_bytes, entries.values())
+    )
     again = load_file(tmp_path / "two.safetensors")
     assert digest == shards.sha256(tmp_path / "two.safetensors")
     assert again.keys() == held.keys() and all(torch.equal(again[name], held[name]) for name in held)
+
+
+def test_a_part_may_be_used_anew_once_the_next_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, count = 64, 4
+
+    class Slow:
+        def __init__(self) -> None:
+            self.digest = hashlib.sha256()
+            self.hexdigest = self.digest.hexdigest
+
+        def update(self, part: Any) -> None:
+            time.sleep(0.05)
+            self.digest.update(part)
+
+    monkeypatch.setattr(shards, "hashlib", SimpleNamespace(sha256=Slow))
+    entries = [shards.Stored(f"n{n}", tmp_path / "none", "F32", (size // 4,), 0, size) for n in range(count)]
+    buffer = bytearray(size)
+
+    def parts() -> Iterator[bytearray]:
+        for n in range(count):
+            buffer[:] = bytes([n]) * size
+            yield buffer
+
+    import torch
+
+    digest = shards.write(tmp_path / "model.safetensors", entries, parts())
+    assert digest == shards.sha256(tmp_path / "model.safetensors")
+    assert [tensors(tmp_path)[f"n{n}"].view(torch.uint8)[0].item() for n in range(count)] == list(range(count))
+
+
+def test_too_few_bytes_are_no_file(tmp_path: Path) -> None:
+    entry = shards.Stored("n", tmp_path / "none", "F32", (4,), 0, 16)
+    with pytest.raises(ValueError, match="8 bytes were given for 16"):
+        shards.write(tmp_path / "model.safetensors", [entry], [bytes(8)])
 
 
 @pytest.mark.slow
@@ -331,80 +251,3 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence(
     before = sorted(setting.run.parent.rglob("*"))
     assert_refused(merge(setting.run), word)
     assert sorted(setting.run.parent.rglob("*")) == before
-
-
-@pytest.mark.slow
-def test_a_tampered_shard_is_named(setting: SimpleNamespace) -> None:
-    assert merge(setting.run, "--no-verify").exit_code == 0
-    weight = shards.tensors_of(setting.merged)["model.layers.0.mlp.down_proj.weight"]
-    content = bytearray(weight.file.read_bytes())
-    content[weight.start : weight.start + 2] = b"\x80\x3f"  # 1.0 in bfloat16
-    weight.file.write_bytes(content)
-    assert_refused(merge(setting.run, "--check"), weight.file.name, "changed since it was merged")
-    record = json.loads((setting.merged / verifying.RECORD).read_text())
-    record["files"][weight.file.name] = shards.sha256(weight.file)
-    (setting.merged / verifying.RECORD).write_text(json.dumps(record))
-    assert_refused(merge(setting.run, "--check"), weight.file.name, weight.name, "more than one rounding")
-    assert merge(setting.run, "--no-verify").exit_code == 0  # a folder of ours is replaced
-    assert merge(setting.run, "--check").exit_code == 0
-    spoil(setting.adapter, lambda held: [tensor.mul_(2) for tensor in held.values()])
-    assert_refused(merge(setting.run, "--check"), "adapter_model.safetensors", "changed since it was merged")
-
-
-@pytest.mark.slow
-def test_a_wrong_merge_is_not_published(setting: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scale that is off in the plan passes the comparison of tensors: the divergence has to find it."""
-    right = mergeplan._scale
-    monkeypatch.setattr(mergeplan, "_scale", lambda *arguments: 1.5 * right(*arguments))
-    assert_refused(merge(setting.run), "differs from its adapter by KL", "nothing was kept")
-    assert not setting.merged.exists() and not list(setting.adapter.glob(".merged.*/"))
-
-
-def train_in_four_bits(run: runfile.RunFile) -> None:
-    """A few steps of LoRA on a 4-bit base, and the adapter in the run's output_dir."""
-    from lora_recipes import prompts, rows
-
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    model = models.load_base(run).train()
-    options = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    model = get_peft_model(model, LoraConfig(**options))
-    tokenizer = models.load_tokenizer(run)
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-3)
-    for found, fmt in rows.load_parts(run, "train[:12]"):
-        for row in found:
-            example = {k: torch.tensor([v]) for k, v in prompts.example(tokenizer, fmt, row).items()}
-            model(**example).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    model.save_pretrained(run.output_dir)
-
-
-@pytest.mark.slow
-def test_only_the_layers_that_qlora_quantized_are_rounded(
-    run_file: Callable[..., Path], embedded_model: Path, tmp_path: Path
-) -> None:
-    """KL to the trained model: linear layers rounded < all 2-D weights (axolotl merge-lora) < full base."""
-    path = run_file("qlora")
-    run = runfile.load(str(path))
-    train_in_four_bits(run)
-    assert merge(path, "--no-verify").exit_code == 0
-    assert merge(path, "--no-verify", "--onto", "full", "-o", tmp_path / "full").exit_code == 0
-    plan = mergeplan.plan(run, run.output_dir, "quantized")
-    assert len(plan.quantized) == 210 and "model.embed_tokens.weight" not in plan.quantized
-    everything = frozenset(entry.name for entry in plan.weights if len(entry.shape) == 2)
-    (tmp_path / "all").mkdir()
-    merging.write(run, dataclasses.replace(plan, quantized=everything), tmp_path / "all", lambda: None)
-
-    examples = divergence.examples(run)[:3]
-    trained = divergence.log_probabilities(divergence.adapted(run, plan, True), examples)
-
-    def kl(folder: Path) -> float:
-        merged = models.load_base(divergence.changed(run, base_model=str(folder)), quantized=False).eval()
-        return divergence.mean_divergence(trained, divergence.log_probabilities(merged, examples))
-
-    linear, all_2d, full = kl(run.output_dir / "merged"), kl(tmp_path / "all"), kl(tmp_path / "full")
-    print(f"KL to the trained model: linear {linear:.4f}, all 2-D {all_2d:.4f}, full {full:.4f}")
-    assert linear < all_2d / 3 and linear < full / 3

@@ -3,6 +3,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,22 +68,21 @@ def _print_verdict(output: Path, record: dict[str, Any]) -> None:
         click.echo("The adapter was trained on a 4-bit base: --onto quantized keeps what was trained.", err=True)
 
 
-def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool) -> dict[str, Any]:
+def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool, watch: results.Stopwatch) -> dict[str, Any]:
     """Write, verify and publish the merged folder; its record."""
     from lora_recipes import divergence, verifying
 
     examples = divergence.examples(run) if verify else []
     with files.locked(output), files.whole_folder(output) as folder:
-        found = _write(run, plan, folder)
+        intended = _write(run, plan, folder)
+        merged = watch.seconds()
+        with ThreadPoolExecutor(1) as reader:
+            reading = reader.submit(_read_back, folder, intended)
+            if verify:
+                import peft  # noqa: F401  takes seconds of the one core that hashing leaves
+            found = reading.result()
         compared = verifying.require_tensors(plan, folder)
-        kl = divergence.measure(run, plan, folder, examples) if verify else {}
-        verdict = divergence.verdict(kl) if verify else "tensors only"
-        if verdict == "failed":
-            raise click.ClickException(
-                f"the merged model differs from its adapter by KL {kl['kl_adapter_merged']:.2g} "
-                f"(noise floor {kl['kl_noise_floor']:.2g}, the adapter's own effect {kl['kl_adapter_base']:.2g}); "
-                f"nothing was kept. Does base_model name the base that {plan.adapter} was trained on?"
-            )
+        kl = _divergences(run, plan, folder, examples) if verify else {}
         record = {
             "base_model": run.config["base_model"],
             "onto": plan.onto,
@@ -92,21 +92,46 @@ def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool) -> dict[str, 
             "weights_changed": len(plan.rewritten),
             "weights_compared": compared,
             "kl": kl,
-            "verdict": verdict,
+            "verdict": divergence.verdict(kl) if kl else "tensors only",
+            "seconds": {"merging": merged, "verifying": round(watch.seconds() - merged, 2)},
             "files": found,
         }
         (folder / verifying.RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
+def _divergences(run: RunFile, plan: "Plan", folder: Path, examples: list[dict[str, list[int]]]) -> dict[str, float]:
+    """The divergences, or none for a model that cannot be streamed. Raises click.ClickException for a wrong merge."""
+    from lora_recipes import divergence, streaming
+
+    try:
+        kl = divergence.measure(run, plan, folder, examples)
+    except streaming.Unknown as error:
+        click.echo(f"No divergences: transformers converts {error} of {plan.base} when it loads it.", err=True)
+        return {}
+    if divergence.verdict(kl) == "failed":
+        raise click.ClickException(
+            f"the merged model differs from its adapter by KL {kl['kl_adapter_merged']:.2g} "
+            f"(noise floor {kl['kl_noise_floor']:.2g}, the adapter's own effect {kl['kl_adapter_base']:.2g}); "
+            f"nothing was kept. Does base_model name the base that {plan.adapter} was trained on?"
+        )
+    return kl
+
+
 def _write(run: RunFile, plan: "Plan", folder: Path) -> dict[str, str]:
-    """Write the merged model and read it back; the sha256 of every file."""
-    from lora_recipes import merging, shards
+    """Write the merged model; the sha256 of each safetensors file as it was meant to be written."""
+    from lora_recipes import merging
 
     label = f"Merging {len(plan.weights)} weights"
     with click.progressbar(length=len(plan.weights), label=label, file=sys.stderr) as bar:
-        intended = merging.write(run, plan, folder, lambda: bar.update(1))
-    found = {path.name: shards.sha256(path) for path in sorted(folder.iterdir())}
+        return merging.write(run, plan, folder, lambda: bar.update(1))
+
+
+def _read_back(folder: Path, intended: dict[str, str]) -> dict[str, str]:
+    """The sha256 of every file written. Raises click.ClickException for one that is not as it was meant."""
+    from lora_recipes import shards
+
+    found = shards.sha256_of(sorted(folder.iterdir()))
     if damaged := [name for name, digest in intended.items() if found[name] != digest]:
         raise click.ClickException(f"{damaged[0]} does not read back as it was written; check the disk.")
     return found
@@ -173,9 +198,9 @@ def main(
     if dry_run:
         return None
     files.require_writable(output.parent)
-    record = _merge(run, plan, output, not no_verify)
+    record = _merge(run, plan, output, not no_verify, watch)
     metrics = {**record["kl"], "weights_changed": record["weights_changed"]}
-    more = {name: record[name] for name in ("verdict", "onto", "dtype", "adapter", "files")}
+    more = {name: record[name] for name in ("verdict", "seconds", "onto", "dtype", "adapter", "files")}
     results.update(run, "merge", results.section(run, metrics, watch, **more))
     _print_verdict(output, record)
     return None

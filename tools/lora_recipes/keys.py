@@ -55,6 +55,8 @@ def nearest_key(path: yamlfile.Path) -> str:
 def typed(key: str, text: str, types: Any) -> Any:
     """The text of a --set value as the type that the key has in Axolotl's schema."""
     wanted = (types.get("", "any") if isinstance(types, dict) else types).split("|")
+    if text == "null" and "null" in wanted:
+        return None
     for name, kind in (("int", int), ("float", float)):  # before YAML, which reads 1e-4 as text
         if name in wanted:
             with contextlib.suppress(ValueError):

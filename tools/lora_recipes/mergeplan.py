@@ -103,6 +103,11 @@ def plan(run: RunFile, adapter: Path, onto: str) -> Plan:
     return found
 
 
+def quantized_weights(run: RunFile, base: Path) -> frozenset[str]:
+    """The weights that training in 4 bit rounds."""
+    return _architecture(run, base, models.dtype_of(run))[1]
+
+
 def _require_plain(adapter: Path, config: dict[str, Any]) -> None:
     strange = [key for key, allowed in _PLAIN.items() if config.get(key, allowed[0]) not in allowed]
     strange += [key for key in _FORBIDDEN if config.get(key)]
@@ -166,18 +171,23 @@ def _match(adapter: Path, config: dict[str, Any], base: dict[str, Stored]) -> tu
 
 def _scale(adapter: Path, config: dict[str, Any], weight: str, lora_a: Stored) -> float:
     """alpha/r or alpha/√r of one module, by PEFT's patterns. Raises when A has another rank."""
-    from peft.utils.other import get_pattern_key
-
     module = weight.removesuffix(".weight")
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(list(ranks), module), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"])
+    rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     if lora_a.shape[0] != rank:
         raise click.ClickException(
             f"{adapter}: {lora_a.name} has rank {lora_a.shape[0]}, adapter_config.json says {rank}; "
             "the two files are not of one adapter: train again or restore it."
         )
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: Any) -> Any:
+    if not patterns:
+        return otherwise
+    from peft.utils.other import get_pattern_key  # a second, and only some adapters have patterns
+
+    return patterns.get(get_pattern_key(list(patterns), module), otherwise)
 
 
 def _require_fit(adapter: Path, config: dict[str, Any], base: Stored, change: Change) -> None:

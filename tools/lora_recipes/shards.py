@@ -1,16 +1,19 @@
 """The safetensors files of a model: found, read a tensor at a time, written as a stream, hashed.
 
 The format is a header length, a JSON header and the raw tensors one after another
-(https://github.com/huggingface/safetensors#format). Written as a stream, a model needs the memory
-of its largest tensor, however large its files are.
+(https://github.com/huggingface/safetensors#format). Read and written in parts through buffers that are
+used again, a model needs little memory however large its files are, and little time: the first touch
+of fresh memory costs more than all else that is done to a weight.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from lora_recipes.runfile import RunFile
 import click
 
 INDEX = "model.safetensors.index.json"
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,23 @@ def tensors_in(path: Path) -> dict[str, Stored]:
 def read_bytes(stored: Stored) -> bytearray:
     """The bytes of a tensor; no mapping of the file stays open."""
     data = bytearray(stored.size)
-    with stored.file.open("rb") as file:
-        file.seek(stored.start)
-        file.readinto(data)
+    read_into(stored, 0, data)
     return data
+
+
+def read_into(stored: Stored, begin: int, buffer: Any) -> None:
+    """Fill a buffer with the bytes of a tensor from `begin` on."""
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.start + begin)
+        view = memoryview(buffer)
+        while view:
+            view = view[_read_some(file, view, stored) :]
+
+
+def _read_some(file: Any, view: memoryview, stored: Stored) -> int:
+    if count := file.readinto(view):
+        return int(count)
+    raise click.ClickException(f"{stored.file}: ends within {stored.name}; restore it.")
 
 
 def dtype_of(stored: Stored) -> Any:
@@ -126,9 +142,20 @@ def dtype_of(stored: Stored) -> Any:
 
 def read(stored: Stored) -> Any:
     """A floating-point tensor in its own dtype."""
+    return read_rows(stored, 0, stored.shape[0] if stored.shape else 1, bytearray(stored.size)).reshape(stored.shape)
+
+
+def read_rows(stored: Stored, begin: int, end: int, buffer: bytearray) -> Any:
+    """Rows begin to end of a floating-point tensor in its own dtype, (end - begin, …), lying in the buffer.
+
+    A row is all that lies under one index of the first dimension.
+    """
     import torch
 
-    return torch.frombuffer(read_bytes(stored), dtype=dtype_of(stored)).reshape(stored.shape)
+    row = stored.size // (stored.shape[0] if stored.shape else 1)
+    held = memoryview(buffer)[: (end - begin) * row]
+    read_into(stored, begin * row, held)
+    return torch.frombuffer(held, dtype=dtype_of(stored)).reshape(end - begin, *stored.shape[1:])
 
 
 def bytes_of(tensor: Any) -> Any:
@@ -138,10 +165,11 @@ def bytes_of(tensor: Any) -> Any:
     return tensor.contiguous().view(torch.uint8).numpy().data
 
 
-def write(path: Path, entries: Sequence[Stored], data: Callable[[Stored], Any]) -> str:
-    """Write tensors with the names, dtypes and shapes of the entries and the bytes of `data(entry)`.
+def write(path: Path, entries: Sequence[Stored], parts: Iterable[Any]) -> str:
+    """Write tensors with the names, dtypes and shapes of the entries and, one after another, their bytes.
 
-    Returns the sha256 of what was meant to be written.
+    A part may be used anew once the next one is asked for. It is hashed in a thread of its own while
+    it is written. Returns the sha256 of what was meant to be written; on the disk it is after flush().
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
@@ -152,21 +180,55 @@ def write(path: Path, entries: Sequence[Stored], data: Callable[[Stored], Any]) 
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     head = struct.pack("<Q", len(text)) + text
-    with path.open("wb") as file:
-        for part in itertools.chain([head], map(data, entries)):
-            digest.update(part)
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+        for part in itertools.chain([head], parts):
+            hashed = hasher.submit(digest.update, part)
+            view = memoryview(part).cast("B")
+            while view:
+                view = view[file.write(view) :]
+            hashed.result()
+        if file.tell() != len(head) + place:
+            raise ValueError(f"{path}: {file.tell() - len(head)} bytes were given for {place}")
     return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """A thread a core, in each of which torch computes alone.
+
+    Independent parts in threads of their own need not wait for one another as torch's own threads do
+    at the end of each operation, which takes ten times as long once another process wants a core.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # MKL's number is of the whole process
 
 
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
+    """The sha256 of each file by its name; a thread a core."""
+    paths = list(paths)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return {path.name: digest for path, digest in zip(paths, pool.map(sha256, paths), strict=True)}
 
 
 def read_json(path: Path) -> dict[str, Any]:

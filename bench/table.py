@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""The tables of README.md out of results/bench/*.json; the words below them out of results/bench/notes.md."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT, files
+
+import click
+import measuring
+
+SCRIPTS = {name: f"{name}.py" for name in ("training", "evaluation", "benchmark", "merging", "startup", "growth")}
+SCRIPTS["benchmark"] = "benchmarking.py"
+REFERENCES = {"training": "reference", "evaluation": "reference", "benchmark": "lm-eval", "merging": "peft"}
+"""The way that the others are compared with, by the benchmark's name."""
+
+NOT_PEERS = {"reference", "reference-bf16", "plain", "plain-compiled", "matmul"}
+RATES = ("steady_tokens_per_second", "tokens_per_second", "questions_per_second")
+COLUMNS = {
+    "gflops": "GFLOP/s",
+    "tokens_per_second": "tokens/s",
+    "steady_tokens_per_second": "tokens/s after two steps",
+    "steady_tokens_per_second": "tokens/s after the first steps",
+    "questions_per_second": "questions/s",
+    "seconds": "seconds",
+    "milliseconds": "milliseconds",
+    "verifying_seconds": "of which verifying",
+    "ratio": "times the reference",
+    "peer_ratio": "times the best peer",
+    "gflops": "GFLOP/s",
+    "steady_rate_share": "of the bf16 matrix rate",
+    "steady_rate_share": "the same after the first steps",
+    "validation_loss": "validation loss",
+    "mean_acc": "accuracy",
+    "largest_difference_bf16_steps": "largest difference in bf16 steps",
+    "peak_memory_mb": "peak memory, MB",
+}
+BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->\n"
+
+
+def tables(folder: Path) -> str:
+    """Markdown of all benchmarks measured, in the order of SCRIPTS, what is not among them last."""
+    known = list(SCRIPTS)
+    found = {path.stem: json.loads(files.read_text(path)) for path in folder.glob("*.json")}
+    names = sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+    notes = _notes(folder / "notes.md")
+    return "\n".join(_section(name, found[name], notes.get(name, "")) for name in names)
+
+
+def _notes(path: Path) -> dict[str, str]:
+    """Text by benchmark: `## <name>` and what follows it. It stays when a benchmark is run again."""
+    parts = files.read_text(path).split("\n## ")[1:] if path.exists() else []
+    return {name.strip(): text.strip() for name, _, text in (part.partition("\n") for part in parts)}
+
+
+def _section(name: str, content: dict[str, Any], notes: str) -> str:
+    benchmark = content["benchmark"]
+    ways = content["ways"]
+    rows = {way: _row(way, benchmark, ways) for way in ways if not ways[way]["skipped"] and ways[way]["median"]}
+    keys = [key for key in COLUMNS if any(row.get(key) is not None for row in rows.values())]
+    lines = [f"### {name.capitalize()}", ""]
+    lines += [f"| way | {' | '.join(COLUMNS[key] for key in keys)} | command |", f"|---|{'--:|' * len(keys)}---|"]
+    for way, row in rows.items():
+        cells = [_cell(key, row.get(key)) for key in keys]
+        lines.append(f"| {_escaped(way)} | {' | '.join(cells)} | `{_command(benchmark, way)}` |")
+    for way in ways:
+        if ways[way]["skipped"]:
+            words = f"not measured: {_escaped(ways[way]['skipped'])}"
+            lines.append(f"| {_escaped(way)} |{' |' * (len(keys) - 1)} {words} | `{_command(benchmark, way)}` |")
+    return "\n".join([*lines, "", _circumstances(content), *([notes, ""] if notes else [])])
+
+
+def _row(way: str, benchmark: str, ways: dict[str, Any]) -> dict[str, Any]:
+    row = dict(ways[way]["median"])
+    speed, reference = _speed(row), _speed(ways.get(REFERENCES.get(benchmark, ""), {}).get("median", {}))
+    if speed and reference:
+        row["ratio"] = speed / reference
+    peers = [_speed(ways[peer]["median"]) for peer in set(ways) - NOT_PEERS]
+    if benchmark == "training" and speed and any(peers):
+        row["peer_ratio"] = speed / max(filter(None, peers))
+    return row
+
+
+def _speed(median: dict[str, float]) -> float | None:
+    """More is better: a rate where one was measured, otherwise runs a second."""
+    seconds = median.get("seconds")
+    return next((median[key] for key in RATES if key in median), 1 / seconds if seconds else None)
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if key.endswith("rate_share"):
+        return f"{value:.0%}"
+    if key in ("ratio", "peer_ratio"):
+        return f"{value:.2f}"
+    if key in ("validation_loss", "mean_acc"):
+        return f"{value:.4f}"
+    if key in ("peak_memory_mb", "largest_difference_bf16_steps"):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:,.1f}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _command(benchmark: str, way: str) -> str:
+    script = ROOT / "bench" / SCRIPTS.get(benchmark, f"{benchmark}.py")
+    chosen = script.exists() and '"--ways"' in script.read_text(encoding="utf-8")
+    return f"bench/{script.name}" + (
+        f' --ways "{way}"' if chosen and " " in way else f" --ways {way}" if chosen else ""
+    )
+
+
+def _circumstances(content: dict[str, Any]) -> str:
+    settings = ", ".join(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in content["settings"].items()
+        if not isinstance(value, dict)
+    )
+    environment = content["environment"]
+    hardware = environment["hardware"]
+    where = f"{hardware.get('gpu') or hardware['processor']}, {hardware['cores']} cores"
+    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    return f"{settings}. {where}; Python {environment['python']}, {versions}.\n"
+
+
+def readme(text: str, folder: Path) -> str:
+    """README.md with the tables between its markers made anew."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}{tables(folder)}{END}{rest.partition(END)[2]}"
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="exit 1 when README.md is out of date")
+def main(check: bool) -> None:
+    """Write the tables of README.md anew.
+
+    \b
+    Example:
+      bench/table.py
+    """
+    path = ROOT / "README.md"
+    text = files.read_text(path)
+    if check and readme(text, measuring.RESULTS) != text:
+        raise click.ClickException("README.md is not what results/bench gives; run bench/table.py.")
+    if not check:
+        files.write_text(path, readme(text, measuring.RESULTS))
+
+
+if __name__ == "__main__":
+    main()

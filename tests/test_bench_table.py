@@ -1,0 +1,66 @@
+"""The benchmark tables of README.md are what results/bench gives."""
+
+import json
+
+from lora_recipes import ROOT, files
+
+import measuring
+import pytest
+import table
+
+ENVIRONMENT = {"python": "3.11", "packages": {"torch": "2"}, "hardware": {"cores": 2, "processor": "A CPU"}}
+
+
+def write(folder, name, ways, skipped=""):
+    content = {
+        "benchmark": name,
+        "settings": {"rows": 96},
+        "environment": ENVIRONMENT,
+        "ways": {way: {"words": way, "skipped": "", "median": median} for way, median in ways.items()},
+    }
+    if skipped:
+        content["ways"]["absent"] = {"words": "absent", "skipped": skipped, "median": {}}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def row(text, way):
+    return next(line for line in text.splitlines() if line.startswith(f"| {way} "))
+
+
+def test_readme_holds_what_the_generator_writes():
+    text = files.read_text(ROOT / "README.md")
+    assert text.count(table.BEGIN) == text.count(table.END) == 1
+    assert table.readme(text, measuring.RESULTS) == text, "run bench/table.py"
+
+
+def test_training_is_compared_with_the_reference_and_with_the_best_peer(tmp_path):
+    rates = {"reference": 100.0, "trl": 120.0, "axolotl": 150.0, "plain": 450.0}
+    ways = {way: {"tokens_per_second": rate, "peak_memory_mb": 1234} for way, rate in rates.items()}
+    ways["plain"]["steady_rate_share"] = 0.4
+    ways["matmul"] = {"gflops": 850.0}  # no contender
+    write(tmp_path, "training", ways, skipped="no such | peer")
+    text = table.tables(tmp_path)
+    assert row(text, "plain") == "| plain |  | 450.0 | 4.50 | 3.00 | 40% | 1,234 | `bench/training.py --ways plain` |"
+    assert row(text, "axolotl").split(" | ")[3:5] == ["1.50", "1.00"]
+    assert r"not measured: no such \| peer" in row(text, "absent")
+    assert "rows 96" in text and "A CPU, 2 cores" in text and "torch 2" in text
+
+
+def test_less_time_is_faster_and_a_name_with_a_space_is_quoted(tmp_path):
+    write(tmp_path, "merging", {"peft": {"seconds": 30.0}, "render --help": {"seconds": 12.0}})
+    words = row(table.tables(tmp_path), "render --help")
+    assert words == '| render --help | 12.0 | 2.50 | `bench/merging.py --ways "render --help"` |'
+
+
+def test_notes_stand_below_the_table_that_they_are_about(tmp_path):
+    write(tmp_path, "startup", {"python": {"seconds": 0.01}})
+    write(tmp_path, "merging", {"peft": {"seconds": 30.0}})
+    (tmp_path / "notes.md").write_text("# Notes\n\n## startup\n\nSlow, because of imports.\n\n## training\n\nGone.\n")
+    text = table.tables(tmp_path)
+    assert text.index("### Merging") < text.index("### Startup") < text.index("Slow, because")
+    assert "Gone." not in text
+
+
+@pytest.mark.parametrize("name", list(table.SCRIPTS))
+def test_the_script_of_every_table_is_there(name):
+    assert (ROOT / "bench" / table.SCRIPTS[name]).is_file()
