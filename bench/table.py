@@ -20,7 +20,6 @@ RATES = ("steady_tokens_per_second", "tokens_per_second", "questions_per_second"
 COLUMNS = {
     "gflops": "GFLOP/s",
     "tokens_per_second": "tokens/s",
-    "steady_tokens_per_second": "tokens/s after two steps",
     "steady_tokens_per_second": "tokens/s after the first steps",
     "questions_per_second": "questions/s",
     "seconds": "seconds",
@@ -28,9 +27,7 @@ COLUMNS = {
     "verifying_seconds": "of which verifying",
     "ratio": "times the reference",
     "peer_ratio": "times the best peer",
-    "gflops": "GFLOP/s",
     "steady_rate_share": "of the bf16 matrix rate",
-    "steady_rate_share": "the same after the first steps",
     "validation_loss": "validation loss",
     "mean_acc": "accuracy",
     "largest_difference_bf16_steps": "largest difference in bf16 steps",

@@ -30,14 +30,14 @@ def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
 @click.option("--base", is_flag=True, help="measure the base model too")
 @click.option("--split", default="test", show_default=True, help="rows to ask")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="ask the first N rows only")
-@click.option("--batch-size", type=click.IntRange(1), help="questions at once; by default what the free memory holds")
+@click.option("--batch-size", type=click.IntRange(1), help="questions at once  [default: by free memory]")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="longest answer")
 @click.option(
     "--backend",
     default="transformers",
     show_default=True,
     type=click.Choice(["transformers", "vllm"]),
-    help="vllm: GPU",
+    help="what generates; vllm needs a GPU",
 )
 @click.option("--score-model", metavar="NAME|DIR", help="BERTScore model, as roberta-large")
 @click.option(
