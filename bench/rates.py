@@ -69,15 +69,35 @@ def steady(times: Sequence[float], seen: Sequence[float] | None, tokens: int) ->
     return tokens * share / (times[-1] - times[WARM_UP_STEPS - 1])
 
 
-def matrix_rate(seconds: float = 2.0, size: int = 2048) -> float:
-    """FLOP/s of square bf16 matrix products on all cores, warm."""
+def of_model(model: Any) -> Flops:
+    """Counted on a PEFT model."""
     import torch
 
-    left, right = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+    head = model.get_base_model().get_output_embeddings()
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    return Flops(
+        linear=sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad),
+        head=head.weight.numel(),
+        lora=sum(layer.weight.numel() for layer in layers if layer.weight.requires_grad),
+    )
+
+
+def matrix_rate(seconds: float = 2.0, size: int = 2048, device: str = "cpu") -> float:
+    """FLOP/s of square bf16 matrix products on all cores, or on a GPU, warm."""
+    import torch
+
+    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+
+    def finish() -> None:
+        if device != "cpu":
+            torch.accelerator.synchronize()
+
     torch.mm(left, right)
+    finish()
     begun, products = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
         torch.mm(left, right)
+        finish()
         products += 1
     return 2 * size**3 * products / (time.perf_counter() - begun)
 

@@ -133,6 +133,7 @@ def attention(
     if row_lengths is None:
         longest_row = query.shape[2]
         row_lengths = torch.tensor([longest_row], device=query.device)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast a rotation leaves them in float32
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < longest_row else None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
@@ -140,7 +141,8 @@ def attention(
     lengths = row_lengths.tolist()
     if longest_row <= _SHORT and query.device.type == "cpu":
         rows = (part[0].transpose(0, 1) for part in (query, key, value))
-        return _Products.apply(*rows, scale, lengths, window).unsqueeze(0), None
+        with torch.autocast("cpu", enabled=False):  # its backward pass is outside of autocast, too
+            return _Products.apply(*rows, scale, lengths, window).unsqueeze(0), None
     parts = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
     return torch.cat([_fused(q, k, v, scale, window) for q, k, v in parts], dim=2).transpose(1, 2), None
 
