@@ -116,7 +116,7 @@ def draw(saved: dict[str, Any]) -> bytes:
         if "seconds" in way["median"]:
             lines.setdefault((unit, verb), []).append((int(count), way["median"]["seconds"]))
     units = list(dict.fromkeys(unit for unit, _ in lines))
-    figure, axes = plots._figure([3.4] * len(units))
+    figure, axes = plots.stacked([3.4] * len(units))
     for axis, unit in zip(axes, units, strict=True):
         for verb in (verb for measured, verb in lines if measured == unit):
             counts, seconds = zip(*lines[unit, verb], strict=True)
@@ -137,7 +137,7 @@ def draw(saved: dict[str, Any]) -> bytes:
             direction.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.margins(y=0.2)
         axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
-    return plots._png(figure)
+    return plots.png(figure)
 
 
 def _words(saved: dict[str, Any], verb: str, unit: str) -> str:

@@ -27,7 +27,7 @@ def saved(**seconds):
 
 def test_each_unit_has_a_panel_and_each_command_a_line_beside_its_proportional_one(monkeypatch):
     drawn = []
-    monkeypatch.setattr(growth.plots, "_png", drawn.append)
+    monkeypatch.setattr(growth.plots, "png", drawn.append)
     measured = saved(train_10_rows=20, train_20_rows=40, evaluate_10_rows=5, evaluate_20_rows=9, evaluate_1_adapters=3)
     measured["ways"]["evaluate 2 adapters"] = {"median": {}}  # failed
     growth.draw(measured)

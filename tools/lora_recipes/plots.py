@@ -18,7 +18,7 @@ def losses(measured: list[System]) -> bytes | None:
     trained = [system for system in measured if systems.losses(system, "loss")]
     if not trained:
         return None
-    figure, axes = _figure([3.6] * len(_recipes(trained)))
+    figure, axes = stacked([3.6] * len(_recipes(trained)))
     colours = _colours(measured)
     for axis, recipe in zip(axes, _recipes(trained), strict=True):
         members = [system for system in trained if system.recipe == recipe]
@@ -31,7 +31,7 @@ def losses(measured: list[System]) -> bytes | None:
         axis.set(title=recipe, xlabel="optimizer step", ylabel="loss (nats per token)")
         axis.xaxis.get_major_locator().set_params(integer=True)
         _loss_legend(axis, {system.name: colours[system.name] for system in members}, window)
-    return _png(figure)
+    return png(figure)
 
 
 def _loss_line(axis: Any, system: System, colour: str, window: int, extra: float) -> None:
@@ -72,7 +72,7 @@ def scores(measured: list[System], recipes: list[str]) -> bytes | None:
     panels = {recipe: points for recipe in recipes if (points := _points(recipe, measured))}
     if not panels:
         return None
-    figure, axes = _figure([0.9 + 0.34 * len(points) for points in panels.values()])
+    figure, axes = stacked([0.9 + 0.34 * len(points) for points in panels.values()])
     for axis, (recipe, points) in zip(axes, panels.items(), strict=True):
         if points[0]["name"] == "base" and "low" in points[0]:
             axis.axvline(points[0]["mean"], color=_BASE, linestyle="--", linewidth=0.8)
@@ -83,7 +83,7 @@ def scores(measured: list[System], recipes: list[str]) -> bytes | None:
         axis.set_yticks(range(len(points)), [point["name"] for point in points])
         axis.set_ylim(len(points) - 0.5, -0.8)
         axis.margins(x=0.15)
-    return _png(figure)
+    return png(figure)
 
 
 def _points(recipe: str, measured: list[System]) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def _colours(measured: list[System]) -> dict[str, str]:
     return {"base": _BASE} | {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
 
 
-def _figure(heights: list[float]) -> tuple[Any, list[Any]]:
+def stacked(heights: list[float]) -> tuple[Any, list[Any]]:
     """A figure of panels below each other, of these heights in inches."""
     import matplotlib
 
@@ -150,7 +150,7 @@ def _figure(heights: list[float]) -> tuple[Any, list[Any]]:
     return figure, list(axes[:, 0])
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
     from matplotlib import pyplot
     from PIL import Image
 
