@@ -12,7 +12,7 @@ import measuring
 
 SCRIPTS = {name: f"{name}.py" for name in ("training", "evaluation", "benchmark", "merging", "startup", "growth")}
 SCRIPTS["benchmark"] = "benchmarking.py"
-REFERENCES = {"training": "reference", "evaluation": "reference", "benchmark": "lm-eval", "merging": "peft"}
+REFERENCES = {"training": "reference", "benchmark": "lm-eval", "merging": "peft"}
 """The way that the others are compared with, by the benchmark's name."""
 
 NOT_PEERS = {"reference", "reference-bf16", "plain", "plain-compiled", "matmul"}
@@ -70,7 +70,10 @@ def _section(name: str, content: dict[str, Any], notes: str) -> str:
 
 def _row(way: str, benchmark: str, ways: dict[str, Any]) -> dict[str, Any]:
     row = dict(ways[way]["median"])
-    speed, reference = _speed(row), _speed(ways.get(REFERENCES.get(benchmark, ""), {}).get("median", {}))
+    reference_way = (
+        REFERENCES.get(benchmark, "") if benchmark != "evaluation" else f"reference-{way.rpartition('-')[2]}"
+    )
+    speed, reference = _speed(row), _speed(ways.get(reference_way, {}).get("median", {}))
     if speed and reference:
         row["ratio"] = speed / reference
     peers = [_speed(ways[peer]["median"]) for peer in set(ways) - NOT_PEERS]

@@ -64,3 +64,10 @@ def test_notes_stand_below_the_table_that_they_are_about(tmp_path):
 @pytest.mark.parametrize("name", list(table.SCRIPTS))
 def test_the_script_of_every_table_is_there(name):
     assert (ROOT / "bench" / table.SCRIPTS[name]).is_file()
+
+
+def test_an_evaluation_is_compared_with_the_reference_for_as_many_adapters(tmp_path):
+    seconds = {"reference-1": 100.0, "ours-1": 20.0, "reference-4": 400.0, "ours-4": 40.0}
+    write(tmp_path, "evaluation", {way: {"seconds": value} for way, value in seconds.items()})
+    text = table.tables(tmp_path)
+    assert row(text, "ours-1").split(" | ")[2] == "5.00" and row(text, "ours-4").split(" | ")[2] == "10.00"
