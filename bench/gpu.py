@@ -16,7 +16,7 @@ from lora_recipes import ROOT
 import click
 import measuring
 
-PHI4_MINI = dict(
+PHI4_MINI: dict[str, Any] = dict(
     num_hidden_layers=32,
     hidden_size=3072,
     intermediate_size=8192,
@@ -163,14 +163,16 @@ def answered(way: str, model: Any, lengths: list[tuple[int, int]], new_tokens: i
     asked = []
     for number, one in enumerate(examples([(prompt - SYSTEM, 0) for prompt, _ in lengths], 1000)):
         asked.append(Question(number, "", "", common + one["input_ids"], [1, 2]))
-    if way == "reference-answers":
-        batches: list[Any] = [[question] for question in asked]
+    one_by_one = way == "reference-answers"
+    batches = [[question] for question in asked] if one_by_one else [asked]
+    decode = generating.Decoder(model, common, 0, [-1], new_tokens)
 
-        def run(batch: Any) -> None:
+    def run(batch: list[Question]) -> None:
+        if one_by_one:
             generating.generate(model, 0, [question.prompt_ids for question in batch], [-1], new_tokens)
-    else:
-        batches = [asked]
-        run = generating.Decoder(model, common, 0, [-1], new_tokens)  # type: ignore[assignment]
+        else:
+            decode(batch)
+
     seconds, peak = _timed(run, batches, warm_up=1)
     speed = len(asked) * new_tokens / seconds
     return {
@@ -206,7 +208,7 @@ def _measured(way: str, device: str, steps: int) -> dict[str, Any]:
     if "answers" in way:
         found = answered(way, model, lengths[: 10 if way.startswith("reference") else 100], 64)
     else:
-        data = examples(lengths, PHI4_MINI["vocab_size"])  # type: ignore[arg-type]
+        data = examples(lengths, PHI4_MINI["vocab_size"])
         found = trained(way, model, list(_split(data)))
     del model
     torch.cuda.empty_cache()

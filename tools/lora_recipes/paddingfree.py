@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from lora_recipes import prompts
+from lora_recipes import prompts, settings
 from lora_recipes.runfile import RunFile
 
 import click
@@ -54,8 +54,6 @@ def use(run: RunFile, model: Any) -> bool:
     Not done where the run file names an attention other than sdpa, under DeepSpeed ZeRO-3 (whose weights are not
     there yet), and where a trial shows that a row does not get what it would get alone.
     """
-    from lora_recipes import settings
-
     if run.config.get("attn_implementation") not in (None, "sdpa") or settings.zero_stage(run) == 3:
         return False
     base = model.get_base_model()
