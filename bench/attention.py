@@ -50,12 +50,13 @@ def main(rounds: int, dtype: str, lengths: str) -> None:
 
 
 def _ways(sizes: list[int], dtype: Any) -> dict[str, Callable[[], None]]:
-    from lora_recipes import paddingfree
+    from lora_recipes import rowattention
 
     import torch
 
     tokens, longest = sum(sizes), max(sizes)
     counts = torch.tensor(sizes)
+    row_parts = torch.tensor([[size, 0, 0] for size in sizes])
 
     def made(rows: int, length: int, heads: int) -> Any:
         return torch.randn(rows, length, heads, 64, dtype=dtype).transpose(1, 2).requires_grad_()
@@ -66,12 +67,12 @@ def _ways(sizes: list[int], dtype: Any) -> dict[str, Callable[[], None]]:
     mask = (torch.ones(longest, longest).tril().bool() & keys[:, None, None]) | torch.eye(longest).bool()
 
     def products() -> None:
-        out, _ = paddingfree.attention(None, *packed, row_lengths=counts, longest_row=longest)
+        out, _ = rowattention.attention(None, *packed, row_parts=row_parts, longest_row=longest)
         out.backward(torch.ones_like(out))
 
     def fused() -> None:
-        parts = zip(*(part.split(sizes, dim=2) for part in packed), strict=True)
-        out = torch.cat([paddingfree._fused(q, k, v, 0.125, None) for q, k, v in parts], dim=2)
+        parts = zip(*(part[0].transpose(0, 1).split(sizes) for part in packed), strict=True)
+        out = torch.cat([rowattention.fused(q, k, v, 0.125, None) for q, k, v in parts])
         out.backward(torch.ones_like(out))
 
     def padded() -> None:

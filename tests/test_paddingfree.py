@@ -1,6 +1,6 @@
 """Rows laid end to end: the gradients of padded rows, on small models of every family. The GPU's path needs a GPU."""
 
-from lora_recipes import batches, headloss, paddingfree, prompts, runfile
+from lora_recipes import batches, headloss, paddingfree, prompts, rowattention, runfile
 
 import pytest
 import torch
@@ -73,15 +73,30 @@ def run(run_file):
     return runfile.load(run_file("peft"))
 
 
+def sharing(beginning=20):
+    """Rows of which four share two beginnings, one of these within the other's, and a row that has nothing of them."""
+    first = torch.randint(3, 97, (beginning,), generator=torch.Generator().manual_seed(9)).tolist()
+    rows = examples((6, 9, 7, 11, 13))
+    for row, head in zip(rows, (first, first, first[:12] + [5] * 11, first[:12] + [5] * 11, []), strict=True):
+        row["input_ids"], row["labels"] = (
+            head + row["input_ids"],
+            [prompts.IGNORED] * (len(head) + 1) + row["labels"][1:],
+        )
+    return [rows[at] for at in (2, 0, 4, 3, 1)]
+
+
 @pytest.mark.parametrize("short", [512, 4], ids=["by products", "by PyTorch's kernel"])
+@pytest.mark.parametrize("rows", [examples(), sharing()], ids=["nothing shared", "beginnings shared"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradients_are_those_of_padded_rows(family, short, run, monkeypatch, capsys):
-    monkeypatch.setattr(paddingfree, "_SHORT", max(short, 4))
+def test_loss_and_gradients_are_those_of_padded_rows(family, rows, short, run, monkeypatch, capsys):
+    monkeypatch.setattr(rowattention, "_SHORT", short)
+    monkeypatch.setattr(rowattention, "_BLOCK", 8)  # several blocks
     monkeypatch.setattr(headloss, "_LOGITS", 97 * 7)  # several chunks
     model = adapted(family)
-    expected_loss, expected = gradients(model, batches.Collator(0), examples())
-    assert paddingfree.use(run, model), capsys.readouterr()
-    loss, found = gradients(model, paddingfree.Collator(), examples(), headloss.detach(model))
+    expected_loss, expected = gradients(model, batches.Collator(0), rows)
+    collator = paddingfree.use(run, model)
+    assert collator, capsys.readouterr()
+    loss, found = gradients(model, paddingfree.Collator(share=True), rows, headloss.detach(model))
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert found.keys() == expected.keys() and len(found) > 4
     for name, gradient in expected.items():
@@ -93,7 +108,48 @@ def test_every_token_of_a_row_but_its_first_can_carry_loss():
     batch = paddingfree.Collator()([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8]] and batch["position_ids"].tolist() == [[0, 1, 2, 0]]
     assert batch["labels"].tolist() == [[prompts.IGNORED, 6, 7, prompts.IGNORED]]
-    assert batch["row_lengths"].tolist() == [3, 1] and batch["longest_row"] == 3
+    assert batch["row_parts"].tolist() == [[3, 0, 0], [1, 0, 0]] and batch["longest_row"] == 3
+
+
+def test_a_beginning_that_rows_share_is_laid_once_and_before_them():
+    batch = paddingfree.Collator(share=True)(sharing())
+    alone = paddingfree.Collator()(sharing())
+    assert alone["input_ids"].shape[1] - batch["input_ids"].shape[1] == 20 + 23
+    assert batch["longest_row"] == alone["longest_row"] == 20 + 9 + 23 - 18
+    seen = []
+    ids, labels, positions = (batch[name][0].tolist() for name in ("input_ids", "labels", "position_ids"))
+    for part in rowattention.segments(batch["row_parts"]):
+        places = [*range(part.beginning, part.beginning + part.before), *range(part.start, part.start + part.length)]
+        assert [positions[at] for at in places] == list(range(len(places)))
+        seen.append(([ids[at] for at in places], [labels[at] for at in places]))
+    for row in sharing():
+        assert (row["input_ids"], [prompts.IGNORED, *row["labels"][1:]]) in seen
+    assert len(seen) == 5 + 2
+
+
+def test_trained_tokens_are_never_shared_nor_predicted_from_a_shared_token():
+    prompt, answer = list(range(10, 40)), [1, 2, 3]
+    row = {"input_ids": prompt + answer, "labels": [prompts.IGNORED] * 30 + answer}
+    batch = paddingfree.Collator(share=True)([row, row, row])
+    assert batch["row_parts"].tolist() == [[4, 29, 1], [4, 29, 0], [4, 29, 0]]
+    assert batch["labels"][0].tolist() == [prompts.IGNORED] * 29 + [prompts.IGNORED, *answer] * 3
+    whole = {"input_ids": prompt, "labels": prompt}
+    assert paddingfree.Collator(share=True)([whole, whole])["row_parts"].tolist() == [[30, 0, 0], [30, 0, 0]]
+
+
+def test_rows_are_grouped_so_that_most_tokens_are_saved():
+    long, short = list(range(50)), list(range(20))
+    groups = paddingfree.shared_beginnings([long, [*short, 99], [7], long, long[:30], [*short, 98]])
+    assert sum(before * (len(members) - 1) for members, before in groups) == 80
+    assert sorted(member for members, _ in groups for member in members) == list(range(6))
+    assert paddingfree.shared_beginnings([[1, 2, 3], [1, 2, 3]]) == [([0], 0), ([1], 0)]  # not worth it
+
+
+def test_dropout_is_another_one_in_each_row_and_nothing_is_shared(run_file):
+    collators = [
+        paddingfree.use(runfile.load(run_file("peft", f"lora_dropout={rate}")), adapted("Llama")) for rate in (0.0, 0.1)
+    ]
+    assert collators == [paddingfree.Collator(share=True), paddingfree.Collator(share=False)]
 
 
 def test_transformers_counts_the_rows_and_not_the_sequence():
@@ -111,8 +167,8 @@ def test_rows_are_padded_when_the_attention_is_more_than_what_is_computed_here(r
 
 
 def test_rows_are_padded_when_they_would_see_each_other(run, monkeypatch, capsys):
-    true = paddingfree.attention
-    monkeypatch.setattr(paddingfree, "attention", lambda *args, row_lengths=None, **more: true(*args, **more))
+    true = rowattention.attention
+    monkeypatch.setattr(rowattention, "attention", lambda *args, row_parts=None, **more: true(*args, **more))
     assert not paddingfree.use(run, adapted("Llama"))
     assert "rows are padded" in capsys.readouterr().err
 
@@ -121,7 +177,7 @@ def test_rows_are_padded_when_they_would_see_each_other(run, monkeypatch, capsys
 def test_a_run_file_can_have_its_rows_padded(run_file, setting):
     model = adapted("Llama")
     assert not paddingfree.use(runfile.load(run_file("peft", setting)), model)
-    assert model.get_base_model().config._attn_implementation != paddingfree.ATTENTION
+    assert model.get_base_model().config._attn_implementation != rowattention.NAME
 
 
 @pytest.mark.parametrize("chunk", [1, 97 * 3, 2**26])

@@ -91,14 +91,14 @@ def train(run: RunFile) -> None:
     # Before the model: DeepSpeed ZeRO-3 shards it while it loads.
     arguments = settings.training_arguments(run, len(train_rows.dataset), eval_rows is not None)
     model = adapted(run)
-    padding_free = paddingfree.use(run, model)
+    collator = paddingfree.use(run, model) or batches.Collator(tokenizer.pad_token_id)
     compile_layers(run, model)
     trainer = PlainTrainer(
         model=model,
         args=arguments,
         train_dataset=train_rows.dataset,
         eval_dataset=eval_rows.dataset if eval_rows else None,
-        data_collator=paddingfree.Collator() if padding_free else batches.Collator(tokenizer.pad_token_id),
+        data_collator=collator,
         head=None if settings.zero_stage(run) == 3 else headloss.detach(model),
         processing_class=tokenizer,
         callbacks=[StepLines()],
