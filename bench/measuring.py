@@ -28,16 +28,18 @@ class Way:
     environment: dict[str, str] = field(default_factory=dict)
     absent: str = ""
     """Why it cannot be run here; '' when it can."""
+    once: bool = False
+    """In the first round only: it takes many times as long as the others."""
 
 
 def interleave(ways: Sequence[Way], rounds: int, log: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run each way once a round, in turn; gives the measurements by name.
+    """Run each way once a round, in turn; gives the measurements by name, of a way that runs `once` those of one round.
 
     A way that fails is left out of the rounds that follow, and its last words become its reason.
     """
     found: dict[str, list[dict[str, Any]]] = {way.name: [] for way in ways}
     for number in range(rounds):
-        for way in (way for way in ways if not way.absent):
+        for way in (way for way in ways if not way.absent and (number == 0 or not way.once)):
             click.echo(f"round {number + 1} of {rounds}: {way.name} …", err=True)
             measured = _run(way, log)
             if measured:

@@ -1,12 +1,12 @@
-#!/usr/bin/env python3
 """Training speed at equal loss: the reference projects' way, TRL, Axolotl, LLaMA-Factory and the plain trainer.
 
 The peers are set up for speed as their documentation advises, as far as it works on a CPU: bf16 base
 weights, rows of like length together or packed, activations kept, SDPA (FlashAttention, Liger's and
 Unsloth's kernels need a GPU); TRL makes logits for labels only (its default). Packs that have one shape
-are also tried with torch.compile, which none of the three advises: its first round compiles from nothing, and
-later rounds find what was compiled before. transformers groups rows by length within 1/4 of the batches, at
-most 50, so few rows are grouped little: below some 400 the packed ways show more of what a peer can do.
+are also tried with torch.compile, which none of the three advises. plain-compiled compiles from nothing
+in its first round and finds what was compiled in the later ones. transformers groups rows by length
+within 1/4 of the batches, at most 50, so few rows are grouped little: below some 400 the packed ways
+show more of what a peer can do.
 """
 
 import json
@@ -41,6 +41,8 @@ WAYS = {
     "plain": "tools/train.py, batches of 8 in the shuffled order of Axolotl, without padding",
     "plain-compiled": "the same with torch_compile",
 }
+SLOW = ("trl-compiled", "axolotl-compiled", "llamafactory-compiled")
+"""They compile for minutes, and run in the first round only."""
 MATRIX = "the processor itself: bf16 matrix products of 2048 x 2048"
 PACKED = ("sample_packing=true", "micro_batch_size=1", "gradient_accumulation_steps=4")
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -160,7 +162,8 @@ def main(data: Path | None, rows: int, sequence_len: int, rounds: int, ways: str
 def _way(name: str, settings: dict[str, Any], words: str) -> measuring.Way:
     command = measuring.python("training_ways.py", name, settings["tokens"], settings["sequence_len"])
     compiled = {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "compiled" / name)}
-    return measuring.Way(name, words, command, compiled, peers.absent() if name in LLAMA_FACTORY else "")
+    absent = peers.absent() if name in LLAMA_FACTORY else ""
+    return measuring.Way(name, words, command, compiled, absent, once=name in SLOW)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ def way(name, code):
 def test_ways_take_turns_and_their_medians_are_kept(tmp_path, monkeypatch):
     order = tmp_path / "order"
     note = f"open({str(order)!r}, 'a').write(%r); print('chatter'); print('{{\"seconds\": 2.5, \"way\": \"text\"}}')"
-    ways = [way("one", note % "1"), way("two", note % "2")]
+    ways = [way("one", note % "1"), way("slow", note % "s"), way("two", note % "2")]
+    ways[1].once = True
     measured = measuring.interleave(ways, 3, tmp_path / "log")
-    assert order.read_text() == "121212"
+    assert order.read_text() == "1s21212" and len(measured["slow"]) == 1
     assert measuring.medians(measured["one"])["seconds"] == 2.5 and "way" not in measuring.medians(measured["one"])
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     saved = json.loads(measuring.save("it", ways, measured, rows=3).read_text())
