@@ -2,7 +2,7 @@
 
 Only the hidden states get a gradient, so a chunk's logits can be dropped as soon as its share is known
 (the idea of Liger Kernel's fused linear cross-entropy, https://arxiv.org/abs/2410.10989). PyTorch 2.13's own
-`linear_cross_entropy` sums the loss in the weights' dtype and was slower on a CPU.
+`linear_cross_entropy` sums the loss in the weights' dtype.
 """
 
 from typing import Any
