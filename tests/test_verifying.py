@@ -60,9 +60,10 @@ def row(prompt: int, answer: int) -> dict[str, list[int]]:
 def test_a_larger_model_is_asked_fewer_rows_and_one_at_least() -> None:
     rows = [row(20, 30), row(20, 40), row(300, 40)]
     assert divergence.affordable(rows[:2], 1_000_000) == rows[:2]
-    assert divergence.affordable(rows, 2_000_000_000) == [rows[0]]  # 64 tokens
-    long = divergence.affordable([rows[2]], 2_000_000_000)[0]
-    assert len(long["input_ids"]) == 301 and long["labels"][-1] == 0  # its answer begins at last
+    for begin in (20, 300):
+        (part,) = divergence.affordable([row(begin, 40)], 2_000_000_000)
+        assert len(part["input_ids"]) == len(part["labels"]) == 35
+        assert part["labels"] == row(begin, 40)["labels"][begin - 17 :][:35] and part["labels"][17] == 0
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from lora_recipes.streaming import Weights
 import click
 
 EXAMPLES = 8
-_WORK, _TOKENS = 120_000_000_000, 64
+_WORK, _TOKENS = 70_000_000_000, 32
 """Parameters times tokens, prompts and padding included, and the fewest tokens: what keeps the time below a merge's."""
 _EPSILON = 1e-6
 """Nats; below it a divergence is float32's own rounding."""
@@ -35,15 +35,15 @@ def examples(run: RunFile) -> list[dict[str, list[int]]]:
 def affordable(examples: list[dict[str, list[int]]], parameters: int) -> list[dict[str, list[int]]]:
     """As many examples, padded to the longest, as a model of that size gets through in bounded time.
 
-    Of a large model it is the first one's beginning: noise floor and merge are measured on the same
-    positions, so few of them tell one from the other.
+    Of a large model it is a part of the first one, half prompt and half answer: noise floor and merge are
+    measured on the same positions and after the same words, so few of them tell one from the other.
     """
     tokens = max(_TOKENS, _WORK // parameters)
     for count in range(len(examples), 1, -1):
         if count * max(len(example["input_ids"]) for example in examples[:count]) <= tokens:
             return examples[:count]
-    end = max(tokens, _first_label(examples[0]) + 1)
-    return [{name: values[:end] for name, values in examples[0].items()}]
+    begin = max(0, _first_label(examples[0]) - tokens // 2)
+    return [{name: values[begin : begin + tokens] for name, values in examples[0].items()}]
 
 
 def _first_label(example: dict[str, list[int]]) -> int:
