@@ -40,6 +40,7 @@ def test_a_quoted_number_stays_text():
 AWKWARD = [
     "1e-4", "no", "null", "", " x", "a: b", "a # b", "<|im_start|>user\n{x}<|im_end|>\n", "{{ x }}", "'", '"', "- a",
     "a, b", "[x]", "é 漢 🌍", "\u2028", "0x10", "1_000", "2024-01-01", "&a", "*a", "!x", "%x", "@x", "`", "~", "t\tb",
+    "\xa0", "a\xa0", "\x85", "\u3000x", "\ufeff", "\u200b",
 ]  # fmt: skip
 
 

@@ -139,9 +139,9 @@ def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
 def scalar(value: Any) -> str:
     """One value as YAML on one line, read back as the same value by YAML 1.1 and 1.2 alike."""
     text = yaml.safe_dump(value, width=10**9, allow_unicode=True, default_flow_style=True, sort_keys=False)
-    text = text.removesuffix("...\n").strip()
-    if isinstance(value, str) and (text[:1] == "'" or "\n" in text or _TEXT_NUMBER.fullmatch(value)):
-        text = yaml.safe_dump(value, width=10**9, allow_unicode=True, default_style='"').strip()
+    text = text.removesuffix("...\n").strip("\n")
+    if isinstance(value, str) and (text[:1] == "'" or not value.isprintable() or _TEXT_NUMBER.fullmatch(value)):
+        text = yaml.safe_dump(value, width=10**9, allow_unicode=True, default_style='"').strip("\n")
     return text
 
 
@@ -174,7 +174,7 @@ def _item(item: Any, comments: dict[Path, str], path: Path, indent: int) -> str:
 def _in_flow(item: Any) -> str:
     """Inside [ ], a plain text with a comma or a bracket would fall apart: dump it in a list."""
     text = yaml.safe_dump([item], width=10**9, allow_unicode=True, default_flow_style=True).strip()[1:-1]
-    plain = isinstance(item, str) and (text[:1] == "'" or _TEXT_NUMBER.fullmatch(item))
+    plain = isinstance(item, str) and (text[:1] == "'" or not item.isprintable() or _TEXT_NUMBER.fullmatch(item))
     return scalar(item) if plain and scalar(item)[:1] == '"' else text
 
 
