@@ -94,15 +94,16 @@ def attention(
     if any(others.get(name) is not None for name in ("softcap", "s_aux")) or dropout:
         raise ValueError("its attention has soft-capped scores, sinks or dropout")
     tokens = query.shape[2]
-    parts = [Segment(0, tokens)] if row_parts is None else segments(row_parts)
-    longest_row = longest_row or tokens
+    if row_parts is None:
+        row_parts, longest_row = torch.tensor([[tokens, 0, 0]], device=query.device), tokens
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast a rotation leaves them in float32
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < longest_row else None
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        out = _flash(q, k, v, parts, longest_row, scale, window)
-    elif longest_row <= _SHORT and query.device.type == "cpu":
+        return _flash(q, k, v, row_parts, longest_row, scale, window).unsqueeze(0), None
+    parts = segments(row_parts)
+    if longest_row <= _SHORT and query.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):  # its backward pass is outside of autocast, too
             out = _Products.apply(q, k, v, scale, parts, window)
     else:
@@ -120,26 +121,22 @@ def _flash(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    parts: list[Segment],
+    row_parts: torch.Tensor,
     longest: int,
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
+    """Of rows that share nothing: what they share would have to be fetched from the GPU in each layer."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if any(part.before for part in parts):
-        k, v = (torch.cat([_keys(side, part) for part in parts]) for side in (k, v))
-    ends, key_ends = (
-        torch.tensor([0, *lengths], device=q.device).cumsum(0).int()
-        for lengths in ([part.length for part in parts], [part.before + part.length for part in parts])
-    )
+    ends = functional.pad(row_parts[:, 0].cumsum(0), (1, 0)).int()
     back = -1 if window is None else window - 1  # the tokens before the own one
     out = varlen_attn(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
         ends,
-        key_ends,
+        ends,
         longest,
         longest,
         scale=scale,
