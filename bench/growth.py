@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, libraries, models, plots, prompts, rendering, runfile
+from lora_recipes import ROOT, adapters, files, libraries, models, plots, prompts, rendering, runfile
 
 import alpaca
 import click
@@ -75,7 +75,7 @@ def evaluate_one(run_files: list[Path], folder: str, *options: str) -> dict[str,
         output = WORK / "out" / path.stem
         for old in output.glob("answers-*"):
             old.unlink()
-        if not (output / models.ADAPTER_FILES[0]).exists():
+        if not (output / adapters.FILES[0]).exists():
             _copy_adapter(WORK / "out" / folder, output, 1 + number / 100)
     return _timed("eval.py", *map(str, run_files), *options)
 
@@ -85,7 +85,7 @@ def _copy_adapter(trained: Path, output: Path, scale: float) -> None:
     from safetensors.torch import load_file, save_file
 
     output.mkdir(parents=True, exist_ok=True)
-    weights, settings = models.ADAPTER_FILES
+    weights, settings = adapters.FILES
     tensors = load_file(trained / weights)
     save_file(
         {name: value * scale if ".lora_B." in name else value for name, value in tensors.items()}, output / weights
@@ -126,8 +126,14 @@ def draw(saved: dict[str, Any]) -> bytes:
                 counts, linear, color=COLOURS[verb], linestyle="--", linewidth=1, label="proportional to the first"
             )
             for count, value in zip(counts, seconds, strict=True):
+                highest = value == max(dict(lines[line]).get(count, 0) for line in lines if line[0] == unit)
                 axis.annotate(
-                    f"{value:.0f} s", (count, value), xytext=(0, -14), textcoords="offset points", ha="center"
+                    f"{value:.0f} s",
+                    (count, value),
+                    xytext=(0, 8 if highest else -14),  # two lines may run close to each other
+                    textcoords="offset points",
+                    ha="center",
+                    color=COLOURS[verb],
                 )
         axis.set(xscale="log", yscale="log", xlabel=unit, ylabel="seconds, start-up included")
         axis.set_xticks(sorted({count for line in lines if line[0] == unit for count, _ in lines[line]}))
