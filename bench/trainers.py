@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import models, prompts, rows, runfile, trainer
+from lora_recipes import adapting, models, prompts, rows, runfile
 
 import torch
 from datasets import Dataset
@@ -51,7 +51,7 @@ def reference(run: runfile.RunFile, folder: Path, sequence_len: int) -> Times:
     arguments = TrainingArguments(
         **_arguments(run, folder), per_device_train_batch_size=2, gradient_accumulation_steps=4
     )
-    made = InOrder(model=trainer.adapted(run), args=arguments, train_dataset=texts, data_collator=collate)
+    made = InOrder(model=adapting.adapted(run), args=arguments, train_dataset=texts, data_collator=collate)
     return _trained(made, folder)
 
 
@@ -87,7 +87,7 @@ def trl(run: runfile.RunFile, folder: Path, sequence_len: int, kind: str) -> Tim
         pad_to_multiple_of=sequence_len if kind == "compiled" else None,  # one shape, compiled once
     )
     made = SFTTrainer(
-        model=trainer.adapted(run), args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+        model=adapting.adapted(run), args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
     )
     return _trained(made, folder)
 

@@ -208,7 +208,7 @@ def save_adapter(base: Path, folder: Path, seed: int) -> None:
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(folder)
 
 

@@ -217,7 +217,7 @@ def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(1)
     base = LlamaForCausalLM.from_pretrained(tiny)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     folder = tmp_path_factory.mktemp("adapters") / "adapter"
     get_peft_model(base, config).save_pretrained(folder)
     return folder

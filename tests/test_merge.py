@@ -238,7 +238,7 @@ def _strangers_folder(setting: SimpleNamespace) -> None:
         (_truncated, "not a whole safetensors file"),
         (_rank, "has rank 4, adapter_config.json says 8"),
         (_other_name, "was trained on"),
-        (_other_shape, "is of shape"),
+        (_other_shape, "the adapter belongs to another base model"),
         (_pissa, "init_lora_weights: pissa is not merged here"),
         (_absent_base, "there is no folder"),
         (_strangers_folder, "holds thesis.tex, which no merge wrote"),

@@ -194,8 +194,8 @@ def train_in_four_bits(run: runfile.RunFile) -> None:
 
     torch.manual_seed(0)
     model = models.load_base(run).train()
-    options = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    model = get_peft_model(model, LoraConfig(**options))
+    ranks = {"r": run.config["lora_r"], "lora_alpha": run.config["lora_alpha"]}
+    model = get_peft_model(model, LoraConfig(**ranks, target_modules="all-linear", task_type="CAUSAL_LM"))
     tokenizer = models.load_tokenizer(run)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-3)
     for found, fmt in rows.load_parts(run, "train[:12]"):

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import answering, batchsize, files, generating, models, processes, questions, results, vllm_backend
+from lora_recipes import (
+    adapters,
+    answering,
+    batchsize,
+    files,
+    generating,
+    models,
+    processes,
+    questions,
+    results,
+    vllm_backend,
+)
 from lora_recipes.generating import Respond
 from lora_recipes.questions import Question
 from lora_recipes.results import Stopwatch
@@ -67,7 +78,7 @@ def choose(runs: list[RunFile], base: bool, adapter: Path | None) -> list[tuple[
     loads it so, if there is one. Raises click.ClickException for a missing, damaged or foreign adapter.
     """
     for run in runs:
-        models.require_adapter(adapter or run.output_dir, run)
+        adapters.require(adapter or run.output_dir, run)
     bases: dict[Path, RunFile] = {}
     for run in sorted(runs, key=lambda run: bool(run.config.get("load_in_4bit"))) if base else ():
         bases.setdefault(results.folder(run, base=True), run)

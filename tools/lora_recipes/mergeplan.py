@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import models, shards
+from lora_recipes import adapters, models, shards
 from lora_recipes.runfile import RunFile
 from lora_recipes.shards import Stored
 
@@ -78,10 +78,10 @@ class Plan:
 def plan(run: RunFile, adapter: Path, onto: str) -> Plan:
     """What a merge onto the `quantized` or the `full` base will do; reads headers, no weights of the base.
 
-    Raises click.ClickException for an adapter that models.require_adapter refuses, that is more than
+    Raises click.ClickException for an adapter that adapters.require refuses, that is more than
     LoRA, rsLoRA or DoRA, or whose shapes or ranks do not fit; and for a base that is absent or damaged.
     """
-    config = models.require_adapter(adapter, run)
+    config = adapters.require(adapter, run)
     _require_plain(adapter, config)
     base = shards.base_folder(run)
     stored = shards.tensors_of(base)
@@ -147,7 +147,7 @@ def _architecture(run: RunFile, base: Path, quantized_from: Any) -> tuple[dict[s
 
 def _match(adapter: Path, config: dict[str, Any], base: dict[str, Stored]) -> tuple[dict[str, Change], list[str]]:
     """The changes by weight name, and the keys of the adapter that belong to no weight."""
-    tensors = shards.tensors_in(adapter / models.ADAPTER_FILES[0])
+    tensors = shards.tensors_in(adapter / adapters.FILES[0])
     changes: dict[str, Change] = {}
     used: set[str] = set()
     for key, tensor in tensors.items():

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import models, shards
+from lora_recipes import adapters, models, shards
 from lora_recipes.mergeplan import Change, Plan
 from lora_recipes.runfile import RunFile
 from lora_recipes.shards import Stored
@@ -204,6 +204,6 @@ def peak_memory(plan: Plan) -> tuple[int, int]:
     Merging holds the adapter and some parts of a weight, and a whole one where it is rounded to NF4.
     Verifying holds the adapter twice, PEFT, and some 0.3 GB of activations and distributions.
     """
-    adapter = (plan.adapter / models.ADAPTER_FILES[0]).stat().st_size
+    adapter = (plan.adapter / adapters.FILES[0]).stat().st_size
     whole = max((14 * entry.count for entry in plan.weights if entry.name in plan.quantized), default=0)
     return _BASELINE + adapter + whole + 16 * _AHEAD * _PART, _BASELINE + 2 * adapter + whole + 400_000_000

@@ -1,6 +1,5 @@
 """Tokenizer, base model and adapter of a run file, loaded the way Axolotl 0.19 loads them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,6 @@ from lora_recipes import libraries, processes
 from lora_recipes.runfile import RunFile
 
 import click
-
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
@@ -70,7 +67,7 @@ def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) ->
     from transformers import AutoModelForCausalLM
 
     dtype = dtype or dtype_of(run)
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if run.config.get("attn_implementation"):
         options["attn_implementation"] = run.config["attn_implementation"]
     if run.config.get("load_in_4bit") if quantized is None else quantized:
@@ -97,70 +94,6 @@ def four_bit(compute_dtype: Any) -> Any:
     )
 
 
-def require_adapter(folder: Path, run: RunFile | None = None) -> dict[str, Any]:
-    """Check a saved adapter and give its configuration.
-
-    Raises click.ClickException when it is absent, empty, not finite, all zero, has an A without its
-    B, or was trained on another base than the run file names. ZeRO-3 has saved 40-byte adapters
-    without an error.
-    """
-    for name in ADAPTER_FILES:
-        if not (folder / name).is_file():
-            raise click.ClickException(
-                f"{folder} holds no adapter ({name} is missing); train first, or give --adapter."
-            )
-    path = folder / ADAPTER_FILES[0]
-    try:
-        config = json.loads((folder / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
-    except ValueError:
-        raise click.ClickException(
-            f"{folder / ADAPTER_FILES[1]}: not valid JSON; the adapter is damaged: train again."
-        ) from None
-    _require_tensors(path)
-    if run is not None:
-        _require_base(folder, config, run)
-    return dict(config)
-
-
-def _require_tensors(path: Path) -> None:
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise click.ClickException(
-            f"{path}: not a whole safetensors file ({error}); train again or restore it."
-        ) from None
-    lora_a = {name for name in tensors if ".lora_A." in name}
-    lora_b = {name for name in tensors if ".lora_B." in name}
-    if not lora_a or not lora_b:
-        raise click.ClickException(f"{path}: empty: it holds no LoRA weights; train again.")
-    if lonely := {name.replace(".lora_A.", ".lora_B.") for name in lora_a} ^ lora_b:
-        raise click.ClickException(
-            f"{path}: {sorted(lonely)[0]} has no counterpart; the adapter is damaged: train again."
-        )
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise click.ClickException(
-                f"{path}: {name} holds values that are not finite; training diverged: lower the learning rate."
-            )
-    if all(not tensors[name].any() for name in lora_b):
-        raise click.ClickException(
-            f"{path}: every lora_B is zero: the adapter changes nothing; training did not reach it."
-        )
-
-
-def _require_base(folder: Path, config: dict[str, Any], run: RunFile) -> None:
-    trained_on, named = str(config.get("base_model_name_or_path")), run.model()
-    if Path(trained_on).name != Path(named).name:
-        raise click.ClickException(
-            f"{folder}: the adapter was trained on {trained_on}, {run.name} names {run.config['base_model']}; "
-            "give the run file that it was trained with."
-        )
-
-
 def load_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     """A PeftModel around the base, or one more adapter on a PeftModel, with the folder's weights."""
     from peft import PeftModel
@@ -185,7 +118,7 @@ class _plain_errors:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ImportError)):
+        if isinstance(error, (OSError, ImportError, ValueError, KeyError)):
             words = libraries.reason(error)
             remedy = (
                 "run `make setup`"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import models, shards
+from lora_recipes import adapters, shards
 from lora_recipes.mergeplan import Change, Plan
 from lora_recipes.merging import base_weight
 from lora_recipes.shards import Stored
@@ -45,7 +45,7 @@ def require_files(folder: Path) -> dict[str, Any]:
 
 
 def adapter_hashes(adapter: Path) -> dict[str, str]:
-    return {name: shards.sha256(adapter / name) for name in models.ADAPTER_FILES}
+    return {name: shards.sha256(adapter / name) for name in adapters.FILES}
 
 
 def require_tensors(plan: Plan, folder: Path) -> int:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes import processes
+from lora_recipes import adapters, processes
 from lora_recipes.generating import Reply, Respond
-from lora_recipes.models import ADAPTER_FILES
 from lora_recipes.questions import Question
 
 import click
@@ -44,7 +43,7 @@ def require(adapters: list[Path], four_bit: bool) -> None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / ADAPTER_FILES[1]).read_text(encoding="utf-8")))
+    return dict(json.loads((folder / adapters.FILES[1]).read_text(encoding="utf-8")))
 
 
 class Engine:
