@@ -1,5 +1,8 @@
 """Files are whole or absent, and a disk that cannot take them is said in a sentence."""
 
+import fcntl
+import os
+
 from lora_recipes import files
 
 import click
@@ -17,6 +20,17 @@ def test_a_failed_write_leaves_the_previous_file_and_nothing_beside_it(tmp_path,
     with pytest.raises(click.ClickException, match="No space left on device; free some disk space"):
         files.write_text(path, "new")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("result.json", "old")]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    left, living = (tmp_path / f".result.json.{name}.unfinished" for name in ("left", "living"))
+    for path in (left, living):
+        path.touch()
+        os.utime(path, (0, 0))
+    with living.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        files.write_text(tmp_path / "result.json", "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", living.name}
 
 
 def test_a_folder_is_published_whole_or_not_at_all(tmp_path):

@@ -65,7 +65,7 @@ def _write(measured: list[System], recipes: list[str], target: Path) -> list[Pat
     shown = []
     for name, data in images.items():
         if data:
-            pages.write_bytes(target / name, data)
+            files.write_bytes(target / name, data)
             shown.append({"file": name, "alt": _ALT[name], "base64": base64.b64encode(data).decode()})
     context = _context(measured, recipes, target)
     files.write_text(target / "README.md", pages.render("report.md.j2", plots=shown, **context))

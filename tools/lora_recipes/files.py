@@ -1,16 +1,33 @@
 """Files that are whole or absent: written beside, flushed, renamed into place."""
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from lora_recipes import ROOT
 
 import click
+
+_FULL = ("os error 28", "No space left on device", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
+"""How safetensors and torch say that a disk is full."""
+
+_REMEDIES = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some of your disk quota",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that you may write",
+}
+
+_UNFINISHED = ".unfinished"
+_MADE = 2
+"""Seconds after which an unfinished file that nobody has locked is left over: it is locked as soon as it is made."""
 
 
 @contextlib.contextmanager
@@ -19,32 +36,43 @@ def clear_errors(what: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError):
-            if "os error 28" in str(error) or "No space left on device" in str(error):  # safetensors' and torch's own
-                raise click.ClickException(
-                    f"{what}: the disk is full; free some space and run the same command again."
-                ) from None
-            raise
-        path = error.filename or what
-        remedies = {
-            28: "free some disk space",
-            30: "choose a folder that can be written",
-            13: "choose a folder that you may write",
-        }
-        remedy = remedies.get(error.errno or 0, "choose another path")
-        raise click.ClickException(
-            f"{path}: cannot be written: {error.strerror}; {remedy} and run the same command again."
-        ) from None
+        if said := sentence(error, what):
+            raise said from None
+        if isinstance(error, OSError):
+            raise click.ClickException(
+                f"{error.filename or what}: cannot be written: {error.strerror}; choose another path and run the same "
+                "command again."
+            ) from None
+        raise
+
+
+def sentence(error: BaseException, what: Path | str) -> click.ClickException | None:
+    """An error of a disk that is full or must not be written, as the operating system or a library says it."""
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return click.ClickException(
+            f"{error.filename or what}: cannot be written: {error.strerror}; {_REMEDIES[error.errno]} and run the same "
+            "command again."
+        )
+    if not isinstance(error, OSError) and any(words in str(error) for words in _FULL):
+        return click.ClickException(f"{what}: the disk is full; free some space and run the same command again.")
+    return None
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically. Raises click.ClickException; the previous file then stays."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As write_text."""
     with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        _remove_left(path)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -55,36 +83,89 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
+def _remove_left(path: Path) -> None:
+    """Remove what killed processes left of a file."""
+    for left in path.parent.glob(f".{path.name}.*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _MADE:
+                with left.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error while its writer lives
+                    left.unlink()
+
+
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, renamed to it at the end; nothing stays behind on an error."""
+    """A temporary folder beside the target, renamed to it at the end; nothing stays behind on an error.
+
+    To be called with the target's lock held: what a killed process left of it is removed first.
+    """
     with clear_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        for left in target.parent.glob(f".{target.name}.*{_UNFINISHED}"):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent))
     try:
         with clear_errors(target):
             yield temporary
             os.chmod(temporary, 0o755)
             if target.exists():
-                old = temporary.with_name(temporary.name + ".old")
-                os.replace(target, old)
-                os.replace(temporary, target)
-                shutil.rmtree(old)
+                _exchange(temporary, target)
             else:
                 os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change places: on Linux at once, so that a kill leaves either at its place or the other."""
+    at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    with contextlib.suppress(AttributeError):
+        if ctypes.CDLL(None).renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
+            return
+    between = one.with_name(one.name + ".old")
+    os.replace(other, between)
+    os.replace(one, other)
+    os.replace(between, one)
+
+
+def move_all(source: Path, target: Path) -> None:
+    """Move the files of a folder into another one on the same disk, each whole, and remove the folder."""
+    for path in sorted(source.iterdir()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, target / path.name)
+    source.rmdir()
+
+
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the lock of a file or folder: a second process waits."""
-    with clear_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(target.parent / f".{target.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with _lock_file(target, "lock") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def claimed(target: Path) -> Iterator[None]:
+    """Hold a folder for hours of work. Raises click.ClickException when another process holds it."""
+    with _lock_file(target, "claim") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise click.ClickException(
+                f"{target}: another process trains into it; wait for its end, or --set output_dir to another folder."
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(target: Path, kind: str) -> Iterator[int]:
+    """Its lock ends with the last process that has it open: a forked one keeps it."""
+    with clear_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(target.parent / f".{target.name}.{kind}", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield handle
     finally:
         os.close(handle)
 

@@ -1,11 +1,9 @@
 """Pages out of templates/: Markdown and self-contained HTML in which every value is escaped."""
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files
+from lora_recipes import ROOT
 
 import jinja2
 from markupsafe import Markup
@@ -48,15 +46,3 @@ def render(template: str, **context: Any) -> str:
         keep_trailing_newline=True,
     )
     return env.get_template(template).render(**context)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically, as files.write_text does for text."""
-    with files.clear_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

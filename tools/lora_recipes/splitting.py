@@ -112,7 +112,7 @@ def require_ours(output: Path) -> None:
 
 def write(build: Build, output: Path) -> None:
     """Write the splits as JSON lines and build.json with their hashes, all or nothing."""
-    with files.whole_folder(output) as folder:
+    with files.locked(output), files.whole_folder(output) as folder:
         written = {}
         for part, data in build.parts.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data.to_list())
