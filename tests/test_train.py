@@ -54,12 +54,12 @@ def test_steps_are_counted_as_transformers_counts_them(run_file, rows, setting, 
     assert settings.total_steps(runfile.load(run_file("peft", setting)), rows) == steps
 
 
-def train(path, *command, **options):
+def train(path, *command, options=(), **more):
     return subprocess.run(
-        [*(command or [sys.executable]), str(ROOT / "tools" / "train.py"), str(path)],
+        [*(command or [sys.executable]), str(ROOT / "tools" / "train.py"), str(path), *options],
         capture_output=True,
         text=True,
-        **options,
+        **more,
     )
 
 
@@ -144,6 +144,21 @@ def test_a_run_killed_in_the_middle_goes_on_and_ends_the_same(small, tmp_path):
     assert all((tensors(run)[name] - expected[name]).abs().max() <= 1e-6 for name in expected)
     again = train(killed)
     assert again.returncode == 0 and "nothing to do" in again.stderr
+    other = small("peft", f"output_dir={tmp_path}/killed", "seed=1")
+    refused = train(other)
+    assert refused.returncode == 1 and "of another run file; train with --overwrite" in refused.stderr
+    done = train(other, options=("--overwrite",))
+    assert done.returncode == 0 and "going on" not in done.stderr, done.stderr[-2000:]
+    assert any((tensors(run)[name] - expected[name]).abs().max() > 1e-6 for name in expected)
+
+
+def test_a_run_file_that_cannot_be_trained_overwrites_nothing(small, tmp_path):
+    path = small("peft", "datasets.0.path=nowhere.jsonl")
+    adapter = runfile.load(path).output_dir / "adapter_model.safetensors"
+    adapter.parent.mkdir(parents=True)
+    adapter.touch()
+    done = train(path, options=("--overwrite",))
+    assert done.returncode == 1 and "nowhere.jsonl" in done.stderr and adapter.exists(), done.stderr
 
 
 def test_wandb_without_a_login_is_said_before_the_model_is_loaded(small):

@@ -8,7 +8,8 @@ import click
 
 @click.command()
 @click.argument("run", metavar="RUN")
-def main(run: str) -> None:
+@click.option("--overwrite", is_flag=True, help="train anew over what output_dir holds")
+def main(run: str, overwrite: bool) -> None:
     """Train the adapter of a run file; - reads it from stdin.
 
     Runs under torchrun and accelerate launch as well.
@@ -23,7 +24,7 @@ def main(run: str) -> None:
     libraries.quiet()
     from lora_recipes import trainer
 
-    trainer.train(loaded)
+    trainer.train(loaded, overwrite)
 
 
 if __name__ == "__main__":

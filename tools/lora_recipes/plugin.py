@@ -1,9 +1,10 @@
-"""Axolotl plugins: CPU support for recipes that name it, and the plain trainer inside Axolotl."""
+"""Axolotl plugins: runs that survive, CPU support for recipes that name it, and the plain trainer inside Axolotl."""
 
+import functools
 import sys
 from typing import Any
 
-from lora_recipes import processes, results
+from lora_recipes import files, prepared, processes, results
 
 import click
 from axolotl.integrations.base import BasePlugin
@@ -11,15 +12,53 @@ from axolotl.integrations.base import BasePlugin
 _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
 
-class CpuPlugin(BasePlugin):
+class RunPlugin(BasePlugin):
+    """What a run needs to survive its machine and to be told of: our `axolotl train -` adds it to every run file.
+
+    A checkpoint on SIGTERM, special tokens in a row's texts as text, errors as sentences, step lines, the check of
+    the saved adapter, and result.json.
+    """
+
+    def register(self, cfg: Any) -> None:
+        _say_errors_in_a_sentence()
+        _columns_are_text()
+        cfg["dataset_prepared_path"] = str(prepared.folder(cfg.get("dataset_prepared_path")))
+        if processes.is_main():
+            from lora_recipes import checkpoints
+
+            checkpoints.set_aside_incomplete(_run_file(cfg))
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        from lora_recipes.progress import StepLines
+
+        return [StepLines()]
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        from lora_recipes import checkpoints
+
+        checkpoints.make_interruptible(trainer)
+        processes.require_world(trainer.args.world_size)
+        self.trainer, self.watch = trainer, results.Stopwatch()
+
+    def post_train_unload(self, cfg: Any) -> None:
+        """The adapter is saved: check it, and note how it was trained."""
+        from lora_recipes import adapters, trainer
+
+        if processes.is_main():
+            run = _run_file(cfg)
+            adapters.require(run.output_dir, run)
+            results.update(run, "training", trainer.section(run, self.trainer, self.watch))
+
+
+class CpuPlugin(RunPlugin):
     """Makes Axolotl train on a CPU, in one process or several, with and without DeepSpeed.
 
-    On a GPU it does one thing: the seed covers the adapter's initialisation, as on a CPU.
+    On a GPU it does one thing more than RunPlugin: the seed covers the adapter's initialisation, as on a CPU.
     """
 
     def register(self, cfg: Any) -> None:
         """Before validation: no fused kernels (they need a GPU), processes joined over gloo."""
-        _say_errors_in_a_sentence()
+        super().register(cfg)
         if not processes.on_cpu():
             return
         for kernel in _KERNELS:
@@ -41,24 +80,6 @@ class CpuPlugin(BasePlugin):
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """transformers wants to be told before it takes bf16 on a CPU; with DeepSpeed it must not be."""
         return {"use_cpu": True} if processes.on_cpu() and not cfg.deepspeed and processes.world_size() == 1 else {}
-
-    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
-        from lora_recipes.progress import StepLines
-
-        return [StepLines()]
-
-    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        processes.require_world(trainer.args.world_size)
-        self.trainer, self.watch = trainer, results.Stopwatch()
-
-    def post_train_unload(self, cfg: Any) -> None:
-        """The adapter is saved: check it, and note how it was trained."""
-        from lora_recipes import models, trainer
-
-        if processes.is_main():
-            run = _run_file(cfg)
-            models.require_adapter(run.output_dir, run)
-            results.update(run, "training", trainer.section(run, self.trainer, self.watch))
 
 
 class PlainTrainerPlugin(BasePlugin):
@@ -110,12 +131,33 @@ class PlainTrainerPlugin(BasePlugin):
         return {"label_names": ["labels"], "prediction_loss_only": True, "remove_unused_columns": False}
 
 
+def _columns_are_text() -> None:
+    """Rows reach the prompts that a run file spells out as prompts.as_text gives them, as in the plain trainer."""
+    from lora_recipes import prompts
+
+    from axolotl.prompt_strategies import user_defined
+
+    load = user_defined.load
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def loaded(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
+        strategy = load(tokenizer, *args, **kwargs)
+        fields = strategy.parse_instruction_fields
+        strategy.parse_instruction_fields = lambda row: fields(prompts.as_text(tokenizer, row))
+        return strategy
+
+    user_defined.load = loaded
+
+
 def _say_errors_in_a_sentence() -> None:
-    """A user's mistake found inside Axolotl's process is a click error: no traceback for it."""
+    """A user's mistake found inside Axolotl's process, or a full disk, is a sentence: no traceback for it."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if isinstance(error, click.ClickException):
-            error.show()
+        said = error if isinstance(error, click.ClickException) else files.sentence(error, "the output folder")
+        if said:
+            said.show()
         else:
             sys.__excepthook__(kind, error, trace)
 

@@ -5,10 +5,11 @@ accelerator and counts one process, DeepSpeed asks for NCCL, and two processes t
 twice without a word. On a machine with a GPU nothing here does anything.
 """
 
-import ctypes
 import os
 import socket
 from typing import Any
+
+from lora_recipes import supervising
 
 import click
 
@@ -38,19 +39,6 @@ def share_cores() -> None:
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def reuse_memory() -> None:
-    """Let a CPU process keep what it frees for its next tensors, instead of fetching every page from the kernel anew.
-
-    It saves most of the page faults of a training step, for some more memory. Only glibc knows how; elsewhere
-    nothing happens.
-    """
-    if not on_cpu() or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return
-    arenas, mapped, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    for name, value in ((arenas, 1), (mapped, 0), (trim, 2**31 - 1)):
-        libc.mallopt(name, value)
-
-
 def join(deepspeed: bool) -> None:
     """Join the processes of this run over gloo, each with its share of the cores; one process needs
     gloo for DeepSpeed alone.
@@ -58,6 +46,8 @@ def join(deepspeed: bool) -> None:
     Call it before accelerate's or DeepSpeed's first use.
     """
     share_cores()
+    if world_size() > 1:
+        supervising.end_with_parent()  # torchrun leaves its processes behind when it is killed
     if not on_cpu() or (world_size() == 1 and not deepspeed):
         return
     import torch

@@ -4,19 +4,23 @@ The loss is the mean over a micro batch's trained tokens, and micro batches weig
 gradient accumulation and across processes, as Axolotl has it for adapters.
 """
 
-import re
-from pathlib import Path
+import contextlib
 from typing import Any
 
 from lora_recipes import (
+    adapters,
+    adapting,
     batches,
+    checkpoints,
     files,
     headloss,
+    memory,
     models,
     paddingfree,
     processes,
     prompts,
     results,
+    rows,
     settings,
     tracking,
 )
@@ -67,32 +71,52 @@ class PlainTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def train(run: RunFile) -> None:
+def train(run: RunFile, overwrite: bool = False) -> None:
     """Train the run file's adapter and save it, checked, under its output_dir.
 
     A finished run is left as it is; an interrupted one goes on from its last whole checkpoint when
-    the run file has auto_resume_from_checkpoints. Raises click.ClickException.
+    the run file has auto_resume_from_checkpoints; to overwrite is to remove both first. Raises click.ClickException.
     """
     settings.require_supported(run)
-    if results.finished(run):
-        click.echo(f"{run.output_dir}: this run file was trained to its end; nothing to do.", err=True)
-        return
     tracking.require_login(run)
     tracking.name_project(run)
-    if processes.is_main():
-        run.keep()
-    processes.reuse_memory()
-    processes.join(deepspeed=bool(run.config.get("deepspeed")))
-    watch = results.Stopwatch()
-    tokenizer = models.load_tokenizer(run)
-    train_rows, eval_rows = (batches.tokenize(run, tokenizer, part) for part in ("train", "validation"))
-    assert train_rows is not None
-    report_rows(train_rows, eval_rows)
+    with files.claimed(run.output_dir) if processes.is_main() else contextlib.nullcontext():
+        if overwrite and processes.is_main():
+            models.load_tokenizer(run)  # a run file that cannot be trained replaces nothing
+            for part in ("train", "validation"):
+                rows.load_rows(run, part)
+            checkpoints.remove(run)
+        if not overwrite and results.finished(run):
+            click.echo(f"{run.output_dir}: this run file was trained to its end; nothing to do.", err=True)
+            return
+        if processes.is_main():
+            run.keep()
+            checkpoints.set_aside_incomplete(run)
+        watch = results.Stopwatch()
+        memory.reuse()
+        processes.join(deepspeed=bool(run.config.get("deepspeed")))
+        tokenizer = models.load_tokenizer(run)
+        train_rows, eval_rows = (batches.tokenize(run, tokenizer, part) for part in ("train", "validation"))
+        assert train_rows is not None
+        report_rows(train_rows, eval_rows)
+        trainer = _trainer(run, tokenizer, train_rows, eval_rows)
+        files.require_space(run.output_dir, _checkpoint_bytes(trainer.model))
+        processes.require_world(trainer.args.world_size)
+        _train(run, trainer)
+        if processes.is_main():
+            adapters.require(run.output_dir, run)
+            results.update(run, "training", section(run, trainer, watch, train_rows, eval_rows))
+            click.echo(f"adapter saved in {run.output_dir}", err=True)
+
+
+def _trainer(
+    run: RunFile, tokenizer: Any, train_rows: batches.TokenRows, eval_rows: batches.TokenRows | None
+) -> PlainTrainer:
     # Before the model: DeepSpeed ZeRO-3 shards it while it loads.
     arguments = settings.training_arguments(run, len(train_rows.dataset), eval_rows is not None)
-    model = adapted(run)
+    model = adapting.adapted(run)
     collator = paddingfree.use(run, model) or batches.Collator(tokenizer.pad_token_id)
-    compile_layers(run, model)
+    adapting.compile_layers(run, model)
     trainer = PlainTrainer(
         model=model,
         args=arguments,
@@ -101,20 +125,30 @@ def train(run: RunFile) -> None:
         data_collator=collator,
         head=None if settings.zero_stage(run) == 3 else headloss.detach(model),
         processing_class=tokenizer,
-        callbacks=[StepLines()],
+        callbacks=[StepLines(), memory.Returned()],
     )
     _quiet(trainer)
-    files.require_space(run.output_dir, _checkpoint_bytes(trainer.model))
-    processes.require_world(trainer.args.world_size)
+    checkpoints.make_interruptible(trainer)
+    return trainer
+
+
+def _train(run: RunFile, trainer: Any) -> None:
+    """Train to the end, and save the adapter whole or not at all."""
     # Under autocast the adapter's products are in bf16 whether or not PEFT casts their input up before.
     autocast = trainer.args.bf16 and not run.config.get("deepspeed")
-    with files.clear_errors(run.output_dir), disable_input_dtype_casting(model, active=autocast):
-        trainer.train(resume_from_checkpoint=last_checkpoint(run))
-        trainer.save_model(str(run.output_dir))
-    if processes.is_main():
-        models.require_adapter(run.output_dir, run)
-        results.update(run, "training", section(run, trainer, watch, train_rows, eval_rows))
-        click.echo(f"adapter saved in {run.output_dir}", err=True)
+    written = run.output_dir / ".adapter"
+    with files.clear_errors(run.output_dir), disable_input_dtype_casting(trainer.model, active=autocast):
+        trainer.train(resume_from_checkpoint=_resumed(run))
+        trainer.save_model(str(written))  # by all processes: ZeRO-3 gathers the weights
+        if processes.is_main():
+            files.move_all(written, run.output_dir)
+
+
+def _resumed(run: RunFile) -> str | None:
+    newest = checkpoints.newest(run)
+    if newest and processes.is_main():
+        click.echo(f"going on from {newest}", err=True)
+    return str(newest) if newest else None
 
 
 def _checkpoint_bytes(model: Any) -> int:
@@ -126,78 +160,6 @@ def _quiet(trainer: Any) -> None:
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries to stdout, which is for data
-
-
-def adapted(run: RunFile) -> Any:
-    """The base model with a fresh adapter, seeded: the same run file gives the same adapter.
-
-    Raises click.ClickException when a name under lora_target_modules matches no module.
-    """
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import set_seed
-
-    config, dtype = run.config, models.dtype_of(run)
-    model = models.load_base(run)
-    model.config.use_cache = False
-    if config.get("load_in_4bit"):
-        checkpointing = bool(config.get("gradient_checkpointing"))
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-        _back_to(model, dtype)
-    elif config.get("gradient_checkpointing"):
-        model.enable_input_require_grads()
-    targets: Any = "all-linear" if config.get("lora_target_linear") else config["lora_target_modules"]
-    if isinstance(targets, list):
-        _require_targets(run, model, targets)
-    lora = LoraConfig(
-        r=config["lora_r"],
-        lora_alpha=config["lora_alpha"],
-        lora_dropout=config.get("lora_dropout") or 0.0,
-        target_modules=targets,
-        use_dora=bool(config.get("peft_use_dora")),
-        use_rslora=bool(config.get("peft_use_rslora")),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    set_seed(int(config.get("seed") or 42))
-    return get_peft_model(model, lora)
-
-
-def compile_layers(run: RunFile, model: Any) -> None:
-    """Compile each decoder layer in place, where the run file says torch_compile; all share what is compiled.
-
-    Raises click.ClickException without a C++ compiler, which PyTorch needs for it on a CPU.
-    """
-    if not run.config.get("torch_compile"):
-        return
-    if processes.on_cpu():
-        from torch._inductor import cpp_builder, exc
-
-        try:
-            cpp_builder.get_cpp_compiler()
-        except exc.InvalidCxxCompiler:
-            raise run.error("torch_compile", "needs a C++ compiler; install g++ or delete the key.") from None
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    for layer in max(lists, key=len):
-        layer.compile(dynamic=True)
-
-
-def _back_to(model: Any, dtype: Any) -> None:
-    """prepare_model_for_kbit_training leaves norms and embeddings in float32; Axolotl trains them in dtype."""
-    for name, module in model.named_modules():
-        if "norm" in name or isinstance(module, torch.nn.Embedding):
-            module.to(dtype)
-    model.get_output_embeddings().to(dtype)
-
-
-def _require_targets(run: RunFile, model: Any, targets: list[str]) -> None:
-    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    for index, target in enumerate(targets):
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            there = sorted({re.sub(r".*\.", "", name) for name in linear} - {"lm_head"})
-            raise run.error(
-                f"lora_target_modules.{index}",
-                f"no module of {run.config['base_model']} is named {target}; it has {', '.join(there)}.",
-            )
 
 
 def report_rows(train_rows: batches.TokenRows, eval_rows: batches.TokenRows | None) -> None:
@@ -212,28 +174,6 @@ def report_rows(train_rows: batches.TokenRows, eval_rows: batches.TokenRows | No
     )
     if eval_rows and eval_rows.dropped:
         click.echo(f"{eval_rows.dropped} validation rows over the length limit left out", err=True)
-
-
-def last_checkpoint(run: RunFile) -> str | None:
-    """The newest whole checkpoint, when the run file resumes; broken ones are named and passed over."""
-    if not run.config.get("auto_resume_from_checkpoints"):
-        return None
-    found = [path for path in run.output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
-        if _whole(path):
-            if processes.is_main():
-                click.echo(f"going on from {path}", err=True)
-            return str(path)
-        if processes.is_main():
-            click.echo(f"{path} is not whole and is passed over", err=True)
-    return None
-
-
-def _whole(checkpoint: Path) -> bool:
-    """transformers writes trainer_state.json last; DeepSpeed keeps the optimizer in global_step*."""
-    names = ("trainer_state.json", "adapter_model.safetensors", "adapter_config.json")
-    optimizer = (checkpoint / "optimizer.pt").is_file() or any(checkpoint.glob("global_step*/*optim_states.pt"))
-    return optimizer and all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in names)
 
 
 def section(

@@ -165,7 +165,8 @@ def _plugins(subject: Subject) -> None:
 
 
 def _known_plugins() -> list[str]:
-    return [*axolotl_keys.table()["plugins"], "lora_recipes.plugin.CpuPlugin", "lora_recipes.plugin.PlainTrainerPlugin"]
+    ours = [f"lora_recipes.plugin.{name}" for name in ("CpuPlugin", "PlainTrainerPlugin", "RunPlugin")]
+    return [*axolotl_keys.table()["plugins"], *ours]
 
 
 def _dataset_type(subject: Subject, key: str, entry: dict[str, Any]) -> None:

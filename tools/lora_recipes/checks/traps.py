@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import keys
+from lora_recipes import keys, prepared
 from lora_recipes.checks import axolotl_keys
 from lora_recipes.checks.subject import Subject
 
@@ -92,7 +92,9 @@ def _local_data(subject: Subject, value: str) -> list[Path]:
 
 def _folders(cache: Path) -> list[Path]:
     """One folder for each set of settings that rows were tokenized with."""
-    return [path for path in cache.iterdir() if path.is_dir() and any(path.iterdir())]
+    ours = cache / prepared.FOLDER
+    folders = [*cache.iterdir(), *(ours.iterdir() if ours.is_dir() else ())]
+    return [path for path in folders if path.is_dir() and path != ours and any(path.iterdir())]
 
 
 def _age(path: Path) -> float:
