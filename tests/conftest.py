@@ -20,7 +20,15 @@ os.environ |= {
 
 from lora_recipes import ROOT, embedded, rendering  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+hypothesis.settings.register_profile("tests", database=None, derandomize=True)  # the same examples in every run
+hypothesis.settings.load_profile("tests")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", type=int, default=0, help="faults of tests/test_faults.py  [default: a few]")
 
 
 def pytest_unconfigure() -> None:

@@ -5,6 +5,7 @@ the prompt text; the answer follows and is closed by the tokenizer's end token. 
 answer are tokenized apart, so that the prompt at evaluation is the same tokens as in training.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from lora_recipes.runfile import RunFile
 
 IGNORED = -100
 """The label of a token without loss, as in torch's cross-entropy."""
+
+_BREAK = "\u200b"
 
 _DEFAULTS = {  # of axolotl 0.19, prompt_strategies/user_defined.py
     "system_prompt": "",
@@ -75,11 +78,37 @@ def prompt_format(run: RunFile, index: int = 0, key: str = "datasets") -> Prompt
             f"{kind!r} is a format built into Axolotl; spell the prompt out as a mapping "
             "(system_format, no_input_format, field_instruction, field_output), as the recipes do.",
         )
-    known = {name: value for name, value in kind.items() if name in _DEFAULTS}
-    if strange := set(kind) - set(known):
+    if strange := set(kind) - set(_DEFAULTS):
         name = sorted(strange)[0]
         raise run.error(f"{key}.{index}.type.{name}", "not part of a question/answer prompt; delete it.")
+    known = {name: value for name, value in kind.items() if value is not None}  # Axolotl drops null
     return PromptFormat(**{**_DEFAULTS, **known})
+
+
+def as_text(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with each special token in its texts broken by a zero-width space after its first character.
+
+    What a user wrote cannot end a turn or begin one: special tokens come from the run file's formats and the chat
+    template alone. A text without them stays as it is.
+    """
+    pattern = _special_tokens(tuple(sorted(_specials(tokenizer))))
+    if pattern is None:
+        return row
+    return {
+        name: pattern.sub(lambda found: found[0][0] + _BREAK + found[0][1:], value) if isinstance(value, str) else value
+        for name, value in row.items()
+    }
+
+
+def _specials(tokenizer: Any) -> set[str]:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+
+
+@functools.lru_cache(maxsize=8)
+def _special_tokens(tokens: tuple[str, ...]) -> "re.Pattern[str] | None":
+    longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def prompt_ids(tokenizer: Any, text: str) -> list[int]:
@@ -109,6 +138,7 @@ def examples(
     """As `example`, all rows at once: the tokenizer works on them in parallel."""
     if not rows:
         return []
+    rows = [as_text(tokenizer, row) for row in rows]
     asked = tokenizer([fmt.prompt(row) for row in rows])["input_ids"]
     answers = tokenizer([row[fmt.field_output] for row in rows])["input_ids"]
     made = []
@@ -126,6 +156,7 @@ def chat_prompt(
 
     `template_kwargs` is the run file's chat_template_kwargs: what the template takes beside the turns.
     """
+    row = as_text(tokenizer, row)
     if not getattr(tokenizer, "chat_template", None):
         return fmt.prompt(row)
     options = {"tokenize": False, "add_generation_prompt": True, **(template_kwargs or {})}

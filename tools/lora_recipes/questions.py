@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import prompts, rows, shards
-from lora_recipes.models import ADAPTER_FILES
+from lora_recipes import adapters, prompts, rows, shards
 from lora_recipes.runfile import RunFile
 
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".gguf"}
@@ -38,12 +37,12 @@ def load(run: RunFile, tokenizer: Any, split: str) -> tuple[list[Question], str]
     for part, fmt in rows.load_parts(run, split):
         for row in part:
             ids = _asked(run, tokenizer, fmt, row)
-            trained = prompts.prompt_ids(tokenizer, fmt.prompt(row))
+            text = prompts.as_text(tokenizer, row)
+            trained = prompts.prompt_ids(tokenizer, fmt.prompt(text))
             if ids != trained and not disparity:
                 disparity = f"asked {tokenizer.decode(ids)!r}, trained {tokenizer.decode(trained)!r}"
-            answer = row[fmt.field_output]
-            reference_ids = prompts.answer_ids(tokenizer, answer)
-            found.append(Question(len(found), row[fmt.field_instruction], answer, ids, reference_ids))
+            reference_ids = prompts.answer_ids(tokenizer, text[fmt.field_output])
+            found.append(Question(len(found), row[fmt.field_instruction], row[fmt.field_output], ids, reference_ids))
     if not found:
         raise run.error("test_datasets", f"missing: the run file has no {split} rows; name another --split.")
     return found, disparity
@@ -53,7 +52,7 @@ def _asked(run: RunFile, tokenizer: Any, fmt: prompts.PromptFormat, row: dict[st
     import jinja2
 
     if not tokenizer.chat_template:
-        return prompts.prompt_ids(tokenizer, fmt.prompt(row))
+        return prompts.prompt_ids(tokenizer, fmt.prompt(prompts.as_text(tokenizer, row)))
     try:
         text = prompts.chat_prompt(tokenizer, fmt, row, run.config.get("chat_template_kwargs"))
     except jinja2.TemplateError as error:
@@ -90,13 +89,13 @@ def _digest(value: Any) -> str:
 
 def adapter_identity(folder: Path) -> str:
     """A hash of an adapter's weights and of the settings that they are applied with."""
-    config = json.loads((folder / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
+    config = json.loads((folder / adapters.FILES[1]).read_text(encoding="utf-8"))
     applied = {
         key: sorted(value, key=str) if isinstance(value, list) else value
         for key, value in config.items()
         if key not in ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
     }
-    return _digest([shards.sha256(folder / ADAPTER_FILES[0]), applied])
+    return _digest([shards.sha256(folder / adapters.FILES[0]), applied])
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from lora_recipes.ingredients import Rendered
 
 import click
 import jinja2
+from jinja2 import sandbox
 
 VARIANTS = ROOT / "templates" / "variants"
 CHECKED_IN = ("lora", "qlora", "ds2", "ds3", "peft", "peft+ds2", "peft+qlora", "qlora+ds2", "dora", "rslora")
@@ -99,7 +100,7 @@ def _apply_delta(made: Rendered, name: str) -> None:
 
 
 def _jinja(path: Path, **context: Any) -> str:
-    env = jinja2.Environment(
+    env = sandbox.SandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     try:

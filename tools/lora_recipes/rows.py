@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lora_recipes import libraries
@@ -10,6 +11,7 @@ from lora_recipes.runfile import RunFile
 
 import click
 
+_TEXT = (".json", ".jsonl", ".csv", ".txt")
 UNDERSTOOD = {"path", "name", "split", "type", "data_files", "ds_type", "revision"}
 
 
@@ -39,7 +41,7 @@ def load_entry(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> tup
             raise run.error(
                 f"{key}.{index}.{name}", f"only Axolotl knows this; here {', '.join(sorted(UNDERSTOOD))} work."
             )
-    if not isinstance(entry.get("path"), str):
+    if not isinstance(entry.get("path"), str) or not entry["path"].strip():
         raise run.error(f"{key}.{index}.path", "missing; give a file, a folder or a name on the Hub.")
     fmt = prompt_format(run, index, key)
     with _plain_errors(run, f"{key}.{index}", entry):
@@ -115,14 +117,33 @@ def read(run: RunFile, entry: dict[str, Any], split: str | None) -> Any:
 
     datasets.disable_progress_bars()
     local = run.path(entry["path"])
-    options = {"split": split, "name": entry.get("name")}
+    where = {"path": entry["path"], "data_files": entry.get("data_files"), "revision": entry.get("revision")}
     if local.is_file():  # a file has a train split only, as for Axolotl: asked for another, datasets says so
-        return datasets.load_dataset(_file_type(local.suffix, entry), data_files=str(local), **options)
-    if local.is_dir():
-        return datasets.load_dataset(str(local), data_files=entry.get("data_files"), **options)
-    return datasets.load_dataset(
-        entry["path"], data_files=entry.get("data_files"), revision=entry.get("revision"), **options
-    )
+        where = {"path": _file_type(local.suffix, entry), "data_files": str(local)}
+    elif local.is_dir():
+        where = {"path": str(local), "data_files": entry.get("data_files")}
+    where["name"] = entry.get("name")
+    if local.exists():
+        for named in (datasets.load_dataset_builder(**where).config.data_files or {}).values():
+            for path in named:
+                _require_text(Path(path))
+    return datasets.load_dataset(**where, split=split)
+
+
+def _require_text(path: Path) -> None:
+    """What datasets reads without a word, or, a JSON file of nulls, ends the process with (pyarrow's read_json)."""
+    if path.suffix not in _TEXT:
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise click.ClickException(
+                    f"{path}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8."
+                ) from None
+            if number == 1 and path.suffix != ".csv" and line.lstrip().startswith(b"null"):
+                raise click.ClickException(f"{path}, line 1: null, where a row was expected; delete the line.")
 
 
 def _file_type(suffix: str, entry: dict[str, Any]) -> str:
