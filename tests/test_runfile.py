@@ -81,27 +81,54 @@ def test_a_run_file_from_stdin_is_kept_beside_its_outputs_with_absolute_paths(tm
     assert path.read_text().splitlines()[0] == text.splitlines()[0]
 
 
-def test_another_run_file_over_checkpoints_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("trained", ["checkpoint-3", "adapter_model.safetensors"])
+def test_another_run_file_over_what_was_trained_is_refused(tmp_path, trained):
     text = GOOD.replace("outputs/r/v", str(tmp_path / "out"))
     load(tmp_path, text).keep()
-    (tmp_path / "out" / "checkpoint-3").mkdir()
+    (tmp_path / "out" / trained).mkdir()
     load(tmp_path, text).keep()
-    with pytest.raises(click.ClickException, match="checkpoints of another run file"):
+    with pytest.raises(click.ClickException, match=f"{trained} of another run file; train with --overwrite"):
         load(tmp_path, text + "seed: 2\n").keep()
 
 
-def test_axolotl_takes_stdin_for_a_bare_dash_and_leaves_every_other_call_alone(tmp_path, monkeypatch):
+def test_axolotl_takes_stdin_for_a_bare_dash_and_leaves_every_other_call_alone():
     for args in (["--version"], ["train", "x.yaml"], ["train", "x.yaml", "--", "-"], ["-"]):
-        assert axolotl_cli.with_stdin_kept(args) == args
-    from_stdin(monkeypatch, GOOD.replace("outputs/r/v", str(tmp_path / "out")))
-    args = axolotl_cli.with_stdin_kept(["train", "--launcher", "torchrun", "-", "--", "--nproc-per-node=2"])
-    assert args == ["train", "--launcher", "torchrun", f"{tmp_path}/out/run.yaml", "--", "--nproc-per-node=2"]
+        assert axolotl_cli.with_path(args, "kept.yaml") == args
+    args = axolotl_cli.with_path(["train", "--launcher", "torchrun", "-", "--", "--nproc-per-node=2"], "kept.yaml")
+    assert args == ["train", "--launcher", "torchrun", "kept.yaml", "--", "--nproc-per-node=2"]
+
+
+def test_overwrite_is_ours_and_not_given_on_to_axolotl():
+    own, args = axolotl_cli.without_overwrite(["train", "-", "--overwrite", "--", "--overwrite"])
+    assert own and args == ["train", "-", "--", "--overwrite"]
+    args = ["train", "-", "--", "--overwrite"]
+    assert axolotl_cli.without_overwrite(args) == (False, args)
+
+
+def test_accelerate_s_launcher_adds_no_traceback():
+    assert axolotl_cli.quietly(["train", "a"]) == ["train", "a", "--", "--quiet"]
+    assert axolotl_cli.quietly(["train", "a", "--", "-x"]) == ["train", "a", "--", "--quiet", "-x"]
+    for launcher in (["--launcher", "torchrun"], ["--launcher=python"]):
+        args = ["train", "a", *launcher, "--", "-x"]
+        assert axolotl_cli.quietly(args) == args
+
+
+def test_the_kept_run_file_names_the_plugin_that_makes_a_run_survive(tmp_path):
+    text = GOOD.replace("outputs/r/v", str(tmp_path / "out"))
+    for named, expected in (
+        ("", ["lora_recipes.plugin.RunPlugin"]),
+        ("plugins: [a.B]\n", ["a.B", "lora_recipes.plugin.RunPlugin"]),
+        ("plugins: [lora_recipes.plugin.CpuPlugin]\n", ["lora_recipes.plugin.CpuPlugin"]),
+    ):
+        given = load(tmp_path, text + named)
+        kept = runfile.load(given.keep(axolotl_cli.plugins(given)))
+        assert kept.config["plugins"] == expected and axolotl_cli.plugins(kept) == ()
 
 
 def test_a_plugin_that_cannot_be_imported_stops_the_run(tmp_path, monkeypatch):
     from_stdin(monkeypatch, GOOD.replace("outputs/r/v", str(tmp_path / "out")) + "plugins: [no_such.Plugin]\n")
     with pytest.raises(click.ClickException, match="no_such.Plugin cannot be imported"):
-        axolotl_cli.with_stdin_kept(["train", "-"])
+        axolotl_cli.from_stdin()
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "seed: 1\nseed: 2\n"])
@@ -123,7 +150,7 @@ def test_axolotl_with_bad_data_on_stdin_fails_in_one_sentence_before_it_starts(t
     settings = (f"datasets.0.path={tmp_path}", f"output_dir={tmp_path}/out")
     from_stdin(monkeypatch, rendering.render("smollm2-african-history", "lora", settings))
     with pytest.raises(click.ClickException, match=rf"line \d+: datasets.0.* {words}"):
-        axolotl_cli.with_stdin_kept(["train", "-"])
+        axolotl_cli.from_stdin()
     assert not (tmp_path / "out").exists()
 
 
@@ -131,7 +158,7 @@ def test_a_deepspeed_file_that_is_not_there_stops_the_run(tmp_path, monkeypatch)
     settings = ("deepspeed=nowhere.json", f"output_dir={tmp_path}/out")
     from_stdin(monkeypatch, rendering.render("smollm2-african-history", "ds2", settings))
     with pytest.raises(click.ClickException, match=r"deepspeed: there is no file nowhere.json"):
-        axolotl_cli.with_stdin_kept(["train", "-"])
+        axolotl_cli.from_stdin()
 
 
 def test_a_folder_that_cannot_be_written_fails_before_the_work(tmp_path):

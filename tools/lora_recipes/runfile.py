@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,20 +69,24 @@ class RunFile:
         local = self.path(value)
         return str(local) if local.exists() or value.startswith(".") else value
 
-    def keep(self) -> Path:
-        """Write the file beside its outputs, with paths that hold in any working directory.
+    def keep(self, plugins: Sequence[str] = ()) -> Path:
+        """Write the file beside its outputs, with paths that hold in any working directory, and plugins added.
 
-        Raises click.ClickException when the folder holds checkpoints of another run file: Axolotl
-        would resume from them and train something that neither file describes.
+        Raises click.ClickException when the folder holds what another run file trained: Axolotl would resume
+        from its checkpoints and train something that neither file describes, or write over its adapter.
         """
         config = absolute(self.config, self.anchor)
+        if plugins:
+            config["plugins"] = [*(config.get("plugins") or []), *plugins]
         folder = Path(config["output_dir"])
         files.require_writable(folder)
         path = folder / KEPT
-        if path.exists() and any(folder.glob("checkpoint-*")) and yaml.safe_load(path.read_text()) != config:
+        trained = [*folder.glob("checkpoint-*"), *folder.glob("adapter_model.*")]
+        if path.exists() and trained and yaml.safe_load(files.read_text(path)) != config:
             raise self.error(
                 "output_dir",
-                f"{folder} holds checkpoints of another run file; delete it, or --set output_dir to a new folder.",
+                f"{folder} holds {trained[0].name} of another run file; train with --overwrite to replace it, or "
+                "--set output_dir to a new folder.",
             )
         header = [line for line in self.text.splitlines() if line.startswith("#")][:8]
         body = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=10**9)
@@ -94,9 +98,10 @@ def load(source: str | Path) -> RunFile:
     """Read and check a run file; `-` is stdin.
 
     Raises click.ClickException, naming file, line and key, for YAML that is no run file: invalid,
-    empty, a duplicate key, an unknown key, a number written as text, no base_model or output_dir.
+    empty, a duplicate key, an unknown key, a number written as text, no base_model or output_dir, a secret.
     """
     name, text = source_text(source)
+    _require_no_secret(name, text)
     document = yamlfile.load(text, name)
     for problem in key_problems(document, (), document.data, keys.schema()):
         raise problem.error(name)
@@ -104,6 +109,16 @@ def load(source: str | Path) -> RunFile:
         if not document.data.get(key):
             raise click.ClickException(f"{name}: {key}: missing; a run file needs it, see recipes/ for examples.")
     return RunFile(document, text, anchor_of(document.data))
+
+
+def _require_no_secret(name: str, text: str) -> None:
+    """A run file is kept beside the outputs, noted in results, and printed in Axolotl's model card."""
+    for number, line in enumerate(text.splitlines(), 1):
+        for kind, _ in scrubbing.secrets_in(line):
+            raise click.ClickException(
+                f"{name}, line {number}: {kind} stands here, and a run file ends up in results and model cards; take "
+                "it out, and log in (`hf auth login`, `wandb login`) or set it in the environment."
+            )
 
 
 def source_text(source: str | Path) -> tuple[str, str]:
@@ -155,14 +170,12 @@ def key_problems(document: yamlfile.Document, path: yamlfile.Path, node: Any, kn
                 fix = f"write it as a mapping, with {', '.join([key for key in ('path', 'type') if key in known])}"
                 yield yamlfile.Problem("wrong-type", here, document.line(here), found, fix.removesuffix(", with "))
         return
-    if not isinstance(node, dict):
+    if not (isinstance(node, dict) and isinstance(known, dict)):
         types = known.get("", "dict|list") if isinstance(known, dict) else known
         if path and not _fits(node, types.split("|")):
-            wanted = " or ".join(t for t in types.split("|") if t != "null")
+            wanted = " or ".join(t for t in types.split("|") if t != "null") or "mapping"
             found = f"expected {wanted}, found {scrubbing.scrubbed(repr(node))}"
             yield yamlfile.Problem("wrong-type", path, document.line(path), found, _retyping(node, wanted))
-        return
-    if not isinstance(known, dict):
         return
     for key, value in node.items():
         here = (*path, str(key))

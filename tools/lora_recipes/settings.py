@@ -41,6 +41,15 @@ _ONLY = {
 }
 
 
+_FROM_1 = (
+    *("lora_r", "micro_batch_size", "gradient_accumulation_steps", "eval_batch_size", "sequence_len", "logging_steps"),
+    *("save_total_limit", "saves_per_epoch", "evals_per_epoch"),
+)
+_ABOVE_0 = ("learning_rate", "lora_alpha", "num_epochs", "adam_epsilon", "save_steps", "eval_steps")
+_FROM_0 = ("weight_decay", "max_grad_norm", "warmup_steps", "seed", "max_steps", "lora_dropout", "warmup_ratio")
+_BELOW_1 = ("lora_dropout", "warmup_ratio", "adam_beta1", "adam_beta2")
+
+
 def require_supported(run: RunFile) -> None:
     """Raises click.ClickException, naming the line, for a key or value the plain trainer would ignore."""
     for key, value in run.config.items():
@@ -52,6 +61,7 @@ def require_supported(run: RunFile) -> None:
                 raise run.error(key, f"the plain trainer supports {wanted} only, not {value!r}; train it with Axolotl.")
         elif key not in _TAKEN:
             raise run.error(key, "the plain trainer does not support this key; delete it or train with Axolotl.")
+    _require_ranges(run)
     for key in ("learning_rate", "micro_batch_size", "lora_r", "lora_alpha"):
         if run.config.get(key) is None:
             raise click.ClickException(f"{run.name}: {key}: missing; training needs it.")
@@ -61,8 +71,25 @@ def require_supported(run: RunFile) -> None:
         raise click.ClickException(f"{run.name}: lora_target_modules: missing; name the modules to adapt.")
 
 
+def _require_ranges(run: RunFile) -> None:
+    """Numbers that transformers, PEFT or torch would take and then fail on, or train nothing with."""
+    ranges = (
+        (_FROM_1, "a whole number from 1", lambda number: number >= 1),
+        (_ABOVE_0, "a number above 0", lambda number: 0 < number < math.inf),
+        (_FROM_0, "a number from 0", lambda number: 0 <= number < math.inf),
+        (_BELOW_1, "a number below 1", lambda number: number < 1),
+    )
+    for keys, wanted, fits in ranges:
+        for key in keys:
+            value = run.config.get(key)
+            if isinstance(value, (int, float)) and not fits(value):
+                raise run.error(key, f"expected {wanted}, found {value!r}.")
+
+
 def _require_own_plugins(run: RunFile, names: list[str]) -> None:
     for index, name in enumerate(names or []):
+        if not isinstance(name, str):
+            raise run.error(f"plugins.{index}", f"expected the name of a plugin, found {name!r}.")
         if not name.startswith("lora_recipes.plugin."):
             raise run.error(
                 f"plugins.{index}", f"{name} changes Axolotl's training, which this is not; train it with Axolotl."
@@ -123,7 +150,7 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
         )
     except (ValueError, TypeError) as error:
         raise click.ClickException(
-            f"{run.name}: transformers refuses these settings: {' '.join(str(error).split())[:300]}"
+            f"{run.name}: transformers refuses these settings: {' '.join(str(error).split())[:300]}; change them."
         ) from None
 
 

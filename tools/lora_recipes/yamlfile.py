@@ -97,7 +97,9 @@ def read(text: str, name: str) -> Document:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise click.ClickException(f"{name}{where}: invalid YAML: {problem}.") from None
+        raise click.ClickException(f"{name}{where}: invalid YAML: {problem}; mend the file there.") from None
+    except RecursionError:
+        raise click.ClickException(f"{name}: invalid YAML: nested too deep; a run file has a few levels.") from None
     return document
 
 
