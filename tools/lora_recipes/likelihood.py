@@ -191,8 +191,9 @@ def measure(lm: Any, task: Task, limit: int | None, label: str) -> dict[str, Any
 
     lm.label = label
     begun = time.monotonic()
+    loaded = task.load()
     with _working_in(task.folder):
-        found = evaluate(lm, task.load(), limit=limit, bootstrap_iters=1, log_samples=True)
+        found = evaluate(lm, loaded, limit=limit, bootstrap_iters=1, log_samples=True)
     samples = sorted(found["samples"][task.name], key=lambda sample: sample["doc_id"])
     outcomes = {name: "".join(str(int(sample[name])) for sample in samples) for name in task.metrics}
     return {

@@ -51,7 +51,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """The working directory in which it is scored."""
-        return tinybenchmarks.FOLDER if self.is_estimate else Path.cwd()
+        return tinybenchmarks.plain_folder() if self.is_estimate else Path.cwd()
 
     def load(self) -> dict[str, Any]:
         """Name -> lm-eval's task object, with its questions."""

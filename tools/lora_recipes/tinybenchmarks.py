@@ -2,8 +2,9 @@
 
 Their scores are gp-IRT estimates (Polo et al., tinyBenchmarks, 2024) made by the package
 tinyBenchmarks, which is on GitHub only. It reads its parameters from a pickle in the working
-directory, and newer versions download it there without a hash. So the file is expected in .cache/,
-is held to be arrays and plain values before anything else reads it, and scoring runs in that folder.
+directory, and newer versions download it there without a hash. So the file is expected in .cache/ and read
+once by an unpickler that knows arrays and plain values only; what it read is written anew, under the hash of
+the original, and scoring runs where that lies: the original is never unpickled by anything else.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ METRICS = {"tinyMMLU": "acc_norm", "tinyTruthfulQA": "acc"}
 
 FOLDER = ROOT / ".cache" / "tinybenchmarks"
 _PARAMETERS = FOLDER / "tinyBenchmarks.pkl"
+"""As fetched; the plain arrays are in FOLDER / "plain" / hash / the same name."""
 _PATIENCE = 4.0
 """Seconds that the Hub has to answer before it counts as out of reach."""
 
@@ -50,14 +52,15 @@ def require(name: str, limit: int | None) -> str:
             f"the parameters of tinyBenchmarks are missing; put {_PARAMETERS.name} from its repository "
             f"at {files.relative(_PARAMETERS)}"
         )
-    _require_arrays(_PARAMETERS)
+    digest = hashlib.sha256(_PARAMETERS.read_bytes()).hexdigest()
+    _convert(_PARAMETERS, plain_folder(digest))
     revision = _revision(DATASETS[name])
     try:
         load(name)
     except Exception as error:  # datasets and the Hub's client raise a score of types
         words = " ".join(str(error).split())[:200]
         raise OutOfReach(f"its questions ({DATASETS[name]}) cannot be loaded ({words}); try again later") from None
-    return hashlib.sha256(_PARAMETERS.read_bytes() + revision.encode()).hexdigest()
+    return hashlib.sha256((digest + revision).encode()).hexdigest()
 
 
 def load(name: str) -> dict[str, Any]:
@@ -79,8 +82,15 @@ class _Arrays(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _require_arrays(path: Path) -> None:
-    """Refuse a pickle with more than arrays in it: tinyBenchmarks would run it unseen."""
+def plain_folder(digest: str = "") -> Path:
+    """Where the plain arrays of the parameters lie: of those with a hash, or of those that are there now."""
+    return FOLDER / "plain" / (digest or hashlib.sha256(_PARAMETERS.read_bytes()).hexdigest())[:16]
+
+
+def _convert(path: Path, folder: Path) -> None:
+    """Write a pickle's arrays anew. Raises OutOfReach for one with more in it: tinyBenchmarks would run it unseen."""
+    if (folder / path.name).is_file():
+        return
     try:
         with path.open("rb") as file:
             found = _Arrays(file).load()
@@ -88,6 +98,7 @@ def _require_arrays(path: Path) -> None:
             raise ValueError("no parameters of mmlu and truthfulqa")
     except (pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, ImportError, TypeError) as error:
         raise OutOfReach(f"{files.relative(path)} cannot be read ({error}); fetch it again") from None
+    files.write_bytes(folder / path.name, pickle.dumps(found))
 
 
 def _revision(dataset: str) -> str:
