@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: help setup demo check test recipes bench
+.PHONY: help setup demo check test faults recipes bench
 
 help:
 	@echo 'make setup    .venv with Axolotl, DeepSpeed and two small models (minutes, once)'
 	@echo 'make demo     train, merge and score a small model here, without a GPU'
 	@echo 'make check    lint, types, and recipes/ against the templates'
 	@echo 'make test     check, then every test, the fast ones first'
+	@echo 'make faults   kill every tool at its writes and between them, 72 times, and see that nothing is lost'
 	@echo 'make recipes  write recipes/ anew from the templates'
 	@echo 'make bench    measure against the peers, each way in turn (hours), and write the tables of README.md'
 
@@ -26,6 +27,9 @@ check: setup
 
 test: check
 	$(BIN)/pytest
+
+faults: setup
+	$(BIN)/pytest tests/test_faults.py --faults 72 -s
 
 recipes: setup
 	$(BIN)/python tools/render.py --all
