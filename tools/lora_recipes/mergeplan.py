@@ -79,8 +79,10 @@ def plan(run: RunFile, adapter: Path, onto: str) -> Plan:
     """What a merge onto the `quantized` or the `full` base will do; reads headers, no weights of the base.
 
     Raises click.ClickException for an adapter that adapters.require refuses, that is more than
-    LoRA, rsLoRA or DoRA, or whose shapes or ranks do not fit; and for a base that is absent or damaged.
+    LoRA, rsLoRA or DoRA, or whose shapes or ranks do not fit; for a base that is absent or damaged; and as
+    models.require_read does.
     """
+    models.require_read(run)
     config = adapters.require(adapter, run)
     _require_plain(adapter, config)
     base = shards.base_folder(run)

@@ -8,14 +8,34 @@ from lora_recipes.runfile import RunFile
 
 import click
 
+_UNREAD = (
+    *("revision_of_model", "model_revision", "base_model_config", "tokenizer_config", "tokenizer_use_mistral_common"),
+    *("overrides_of_model_config", "overrides_of_model_kwargs", "added_tokens_overrides", "tokens"),
+    *("load_in_8bit", "gptq", "model_quantization_config"),
+)
+"""Keys with which Axolotl loads another model or tokenizer than is loaded here."""
+
+
+def require_read(run: RunFile) -> None:
+    """Raises click.ClickException for a key that makes Axolotl train another model than is loaded here."""
+    for key in _UNREAD:
+        if run.config.get(key) not in (None, False, [], {}, run.config["base_model"]):
+            raise run.error(
+                key,
+                "Axolotl loads another model or tokenizer for it, these tools do not; delete the key to use "
+                f"{run.config['base_model']} as it is, or name a folder with the model and the tokenizer that are "
+                "meant under base_model.",
+            )
+
 
 def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
     """The base model's tokenizer with the run file's special tokens and chat template.
 
-    Raises click.ClickException for a token or a template that is not to be had.
+    Raises click.ClickException for a token or a template that is not to be had, and as require_read does.
     """
     from transformers import AutoTokenizer
 
+    require_read(run)
     with _plain_errors(run):
         tokenizer = AutoTokenizer.from_pretrained(run.model(), trust_remote_code=False)
     for name, token in (run.config.get("special_tokens") or {}).items() if special_tokens else ():
@@ -66,6 +86,7 @@ def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) ->
     """
     from transformers import AutoModelForCausalLM
 
+    require_read(run)
     dtype = dtype or dtype_of(run)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if run.config.get("attn_implementation"):
