@@ -1,7 +1,7 @@
 """Files are whole or absent, and a disk that cannot take them is said in a sentence."""
 
+import concurrent.futures
 import fcntl
-import os
 
 from lora_recipes import files
 
@@ -26,11 +26,22 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
     left, living = (tmp_path / f".result.json.{name}.unfinished" for name in ("left", "living"))
     for path in (left, living):
         path.touch()
-        os.utime(path, (0, 0))
     with living.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         files.write_text(tmp_path / "result.json", "new")
     assert {path.name for path in tmp_path.iterdir()} == {"result.json", living.name}
+
+
+def write_often(path, text):
+    for _ in range(200):
+        files.write_text(path, text)
+
+
+def test_of_many_who_write_a_file_at_once_none_takes_what_another_writes_for_left_over(tmp_path):
+    path, texts = tmp_path / "result.json", [letter * 1000 for letter in "abcd"]
+    with concurrent.futures.ProcessPoolExecutor(4) as pool:
+        assert list(pool.map(write_often, [path] * 4, texts)) == [None] * 4
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_published_whole_or_not_at_all(tmp_path):

@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +25,6 @@ _REMEDIES = {
 }
 
 _UNFINISHED = ".unfinished"
-_MADE = 2
-"""Seconds after which an unfinished file that nobody has locked is left over: it is locked as soon as it is made."""
 
 
 @contextlib.contextmanager
@@ -68,29 +65,36 @@ def write_bytes(path: Path, data: bytes) -> None:
     with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(path)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
+        handle, temporary = _unfinished(path)
         try:
-            with os.fdopen(handle, "wb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with os.fdopen(handle, "wb") as file:  # and with it the lock, until the file is in its place
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
 
 
+def _unfinished(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, open and locked, and its name."""
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # another process took it for left over before it was locked
+
+
 def _remove_left(path: Path) -> None:
-    """Remove what killed processes left of a file."""
+    """Remove what killed processes left of a file: what no living one has locked."""
     for left in path.parent.glob(f".{path.name}.*{_UNFINISHED}"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _MADE:
-                with left.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error while its writer lives
-                    left.unlink()
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 @contextlib.contextmanager
