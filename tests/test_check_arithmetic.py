@@ -141,6 +141,14 @@ def test_zero_on_one_process_is_a_note_and_on_two_is_fine(deepspeed):
     assert deepspeed(zero, processes=2) == []
 
 
+def test_overlapping_the_exchange_of_gradients_is_a_warning_where_it_may_spoil_them(deepspeed):
+    def found(**zero):
+        return [one[:2] for one in deepspeed({"zero_optimization": zero}, processes=2)]
+
+    assert found(stage=2, overlap_comm=True) == found(stage=1, overlap_comm=True) == [("warning", "deepspeed-overlap")]
+    assert found(stage=2, overlap_comm=False) == found(stage=2) == found(stage=3, overlap_comm=True) == []
+
+
 def test_zero_3_with_four_bit_weights_is_an_error(deepspeed):
     zero = {"zero_optimization": {"stage": 3}}
     assert [one[:2] for one in deepspeed(zero, "load_in_4bit: true\n", processes=2)] == [

@@ -7,7 +7,7 @@ from lora_recipes.checks.subject import Subject
 
 
 def check(subject: Subject, micro: int, accumulation: int, processes: int) -> None:
-    """Batch sizes and precision against the run file's; offload, ZeRO on one process, ZeRO-3 with 4-bit weights."""
+    """Batch sizes and precision against the run file's; offload, overlap, ZeRO on one process, ZeRO-3 with 4-bit."""
     settings = inputs.deepspeed_config(subject)
     if settings is None:
         return
@@ -63,6 +63,15 @@ def _zero(subject: Subject, settings: dict[str, Any], processes: int) -> None:
             "ZeRO-3 with load_in_4bit: it shards the base weights, which 4-bit storage does not allow",
             "ZeRO-2 for a 4-bit base",
             "take deepspeed_configs/zero2.json, or train unquantized weights",
+        )
+    if stage in (1, 2) and zero.get("overlap_comm") is True:
+        subject.warning(
+            "deepspeed-overlap",
+            "deepspeed",
+            f"overlap_comm: true under ZeRO-{stage}: on a GPU DeepSpeed 0.18.9 may read a gradient after its memory "
+            "was given away (its #7965, a loss of nan) or before it is written (its #8061)",
+            "false: an adapter's gradients are a few MB, and overlapping their exchange gains nothing",
+            'write "overlap_comm": false',
         )
     if subject.config.get("adapter") and offload:
         _offload(subject, stage, offload)
