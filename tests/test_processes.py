@@ -32,3 +32,14 @@ def test_processes_that_did_not_join_are_an_error(monkeypatch):
     processes.require_world(2)
     with pytest.raises(click.ClickException, match="2 processes were started and the trainer joined 1"):
         processes.require_world(1)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_processor_that_emulates_bf16_is_said_once(monkeypatch, capsys, there):
+    monkeypatch.setattr(processes, "on_cpu", lambda: True)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: there)
+    processes.warn_of_emulated_bf16.cache_clear()
+    processes.warn_of_emulated_bf16()
+    processes.warn_of_emulated_bf16()
+    assert capsys.readouterr().err.count("--set bf16=false") == (not there)
+    processes.warn_of_emulated_bf16.cache_clear()

@@ -9,33 +9,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from lora_recipes import ROOT, results, runfile
+from lora_recipes import ROOT, files, processes, rendering, results, runfile
 
 import click
 
 RECIPE = "smollm2-african-history"
 OUTPUTS = ROOT / "outputs" / RECIPE
 BIN = Path(sys.executable).parent
-RUNS = [f"recipes/{RECIPE}/{variant}.yaml" for variant in ("lora", "peft")]
-
-STEPS = [
-    ("Check before training", f"tools/check.py {RUNS[0]}"),
-    ("Train LoRA with Axolotl", f"tools/render.py --recipe {RECIPE} --variant lora | axolotl train -"),
-    ("Train the same with plain PEFT", f"tools/train.py {RUNS[1]}"),
-    ("Merge, and verify the merge", f"tools/merge.py {RUNS[0]}"),
-    ("Answer and score the test questions", f"tools/eval.py {' '.join(RUNS)} --base"),
-    ("Benchmark", f"tools/benchmark.py {' '.join(RUNS)} --base --tasks african_history_mc,mmlu_dev"),
-    ("Compare the answers", f"tools/compare.py {' '.join(RUNS)} --base"),
-    ("Report", f"tools/report.py outputs/{RECIPE}"),
-]
+VARIANTS = ("lora", "peft")
 
 AXOLOTL_SAYS = ("step ", "run file kept", "Error", "Traceback", "adapter")
 """The lines of Axolotl's output that are shown; all of it goes into a log."""
 
 
-def _run(number: int, title: str, command: str, begun: float) -> None:
+def _run_files() -> tuple[str, list[str]]:
+    """The command that renders, and the run files: the published ones, in float32 where bf16 would take days."""
+    render = f"tools/render.py --recipe {RECIPE}"
+    if processes.has_bf16():
+        return render, [f"recipes/{RECIPE}/{name}.yaml" for name in VARIANTS]
+    processes.warn_of_emulated_bf16()
+    paths = [OUTPUTS / f"{name}.yaml" for name in VARIANTS]
+    for name, path in zip(VARIANTS, paths, strict=True):
+        files.write_text(path, rendering.render(RECIPE, name, ("bf16=false",)))
+    return f"{render} --set bf16=false", [str(path.relative_to(ROOT)) for path in paths]
+
+
+def _steps(render: str, runs: list[str]) -> list[tuple[str, str]]:
+    return [
+        ("Check before training", f"tools/check.py {runs[0]}"),
+        ("Train LoRA with Axolotl", f"{render} --variant lora | axolotl train -"),
+        ("Train the same with plain PEFT", f"tools/train.py {runs[1]}"),
+        ("Merge, and verify the merge", f"tools/merge.py {runs[0]}"),
+        ("Answer and score the test questions", f"tools/eval.py {' '.join(runs)} --base"),
+        ("Benchmark", f"tools/benchmark.py {' '.join(runs)} --base --tasks african_history_mc,mmlu_dev"),
+        ("Compare the answers", f"tools/compare.py {' '.join(runs)} --base"),
+        ("Report", f"tools/report.py outputs/{RECIPE}"),
+    ]
+
+
+def _run(number: str, title: str, command: str, begun: float) -> None:
     minutes = (time.monotonic() - begun) / 60
-    click.secho(f"\n[{number}/{len(STEPS)}] {title}   ({minutes:.1f} min so far)", bold=True, err=True)
+    click.secho(f"\n[{number}] {title}   ({minutes:.1f} min so far)", bold=True, err=True)
     click.echo(f"  $ {command}", err=True)
     log = OUTPUTS / "demo.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +82,11 @@ def _kept(stream: IO[str], log: IO[str]) -> Iterator[str]:
             yield line.rstrip()
 
 
-def _summary() -> list[str]:
+def _summary(runs: list[str]) -> list[str]:
     lines = []
     base = _metrics(OUTPUTS / "base")
     lines.append(f"base   BERTScore F1 {_interval(base)}")
-    for source in RUNS:
+    for source in runs:
         run = runfile.load(ROOT / source)
         section = json.loads((run.output_dir / "result.json").read_text(encoding="utf-8"))["evaluation"]
         difference = section["differences"]["base"]
@@ -103,10 +117,12 @@ def main() -> None:
       make demo
     """
     begun = time.monotonic()
-    for number, (title, command) in enumerate(STEPS, 1):
-        _run(number, title, command, begun)
+    render, runs = _run_files()
+    steps = _steps(render, runs)
+    for number, (title, command) in enumerate(steps, 1):
+        _run(f"{number}/{len(steps)}", title, command, begun)
     click.secho(f"\nDone in {(time.monotonic() - begun) / 60:.1f} min. 95 % intervals in brackets.", bold=True)
-    for line in _summary():
+    for line in _summary(runs):
         click.echo(f"  {line}")
     click.echo(
         f"\n  results   outputs/{RECIPE}/index.html"

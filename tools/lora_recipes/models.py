@@ -84,10 +84,13 @@ def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) ->
 
     `quantized=False` gives the full-precision base of a QLoRA run.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
     require_read(run)
     dtype = dtype or dtype_of(run)
+    if dtype == torch.bfloat16:
+        processes.warn_of_emulated_bf16()
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if run.config.get("attn_implementation"):
         options["attn_implementation"] = run.config["attn_implementation"]

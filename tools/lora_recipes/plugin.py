@@ -61,6 +61,8 @@ class CpuPlugin(RunPlugin):
         super().register(cfg)
         if not processes.on_cpu():
             return
+        if cfg.get("bf16") is True:
+            processes.warn_of_emulated_bf16()
         for kernel in _KERNELS:
             if cfg.get(kernel) is None:
                 cfg[kernel] = False

@@ -5,6 +5,7 @@ accelerator and counts one process, DeepSpeed asks for NCCL, and two processes t
 twice without a word. On a machine with a GPU nothing here does anything.
 """
 
+import functools
 import os
 import socket
 from typing import Any
@@ -19,6 +20,24 @@ def on_cpu() -> bool:
     import torch
 
     return not torch.accelerator.is_available()
+
+
+def has_bf16() -> bool:
+    """Whether products in bf16 are computed as such; a CPU without AVX-512 (on x86) emulates them, and crawls."""
+    import torch
+
+    if not on_cpu() or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@functools.cache
+def warn_of_emulated_bf16() -> None:
+    """Say, once, that a run in bf16 will crawl here."""
+    if is_main() and not has_bf16():
+        click.echo(
+            "this processor has no bf16 and emulates it, many times slower than float32: --set bf16=false", err=True
+        )
 
 
 def world_size() -> int:
