@@ -12,10 +12,12 @@ import pytest
 RECIPE = "phi1.5-alpaca-gpt4"
 REAL = ROOT.parent / "shared" / "data" / "alpaca_en_demo.json"
 ENDING = "### Response:\n"
+# Adam divides a gradient by its own size plus epsilon: at 1e-8, one of 1e-7 that another order of summing makes
+# 2e-7 moves its weight by a whole learning rate. At 1e-3 two trainers differ as little as their gradients do.
 SMALL = (
     *("global_batch=4", "micro_batch_size=2", "max_steps=2", "bf16=false", "tf32=null", "lora_dropout=0.0"),
     *("lora_target_modules=[q_proj, v_proj, down_proj]", "plugins=[lora_recipes.plugin.CpuPlugin]"),
-    *("evals_per_epoch=null", "eval_steps=2", "saves_per_epoch=null", "save_steps=2", "adam_epsilon=1e-6"),
+    *("evals_per_epoch=null", "eval_steps=2", "saves_per_epoch=null", "save_steps=2", "adam_epsilon=1e-3"),
 )
 
 
@@ -105,7 +107,7 @@ def test_both_trainers_give_one_adapter_and_it_is_asked_as_trained(write, tmp_pa
     ran(["bash", "-c", f"cat '{axolotl}' | axolotl train -"], env=environment, cwd=tmp_path)
     one, two = adapter(plain), adapter(axolotl)
     assert one.keys() == two.keys() and len(one) == 30 * 3 * 2
-    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-5
+    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
     outputs = [runfile.load(path).output_dir for path in (plain, axolotl)]
     templates = [(folder / "chat_template.jinja").read_text() for folder in outputs]
     assert templates == [runfile.load(plain).config["chat_template_jinja"]] * 2

@@ -15,7 +15,10 @@ import pytest
 pytestmark = pytest.mark.slow
 
 BIN = ROOT / ".venv" / "bin"
-SMALL = ("global_batch=4", "micro_batch_size=2", "max_steps=3", "bf16=false", "evals_per_epoch=1", "saves_per_epoch=4")
+SMALL = (
+    *("global_batch=4", "micro_batch_size=2", "max_steps=3", "bf16=false", "evals_per_epoch=1", "saves_per_epoch=4"),
+    "adam_epsilon=1e-3",  # so that a gradient near zero does not magnify the order of a sum: see test_alpaca.py
+)
 STEPS = 3
 
 

@@ -12,7 +12,10 @@ from lora_recipes import ROOT, ingredients, rendering, runfile, settings
 import click
 import pytest
 
-SMALL = ("global_batch=4", "micro_batch_size=2", "max_steps=4", "bf16=false", "evals_per_epoch=1", "save_steps=1")
+SMALL = (
+    *("global_batch=4", "micro_batch_size=2", "max_steps=4", "bf16=false", "evals_per_epoch=1", "save_steps=1"),
+    "adam_epsilon=1e-3",  # so that a gradient near zero does not magnify the order of a sum: see test_alpaca.py
+)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_compiled_layers_train_the_same_adapter(small, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         found.append(tensors(runfile.load(path)))
     differences = [(found[0][name] - found[1][name]).abs().max().item() for name in found[0]]
-    assert 0 < max(differences) <= 1e-4  # another order of sums, but for Adam's first steps on gradients near zero
+    assert 0 < max(differences) <= 1e-6  # another order of sums: compiled, and no more than that
 
 
 def test_rows_are_tokenized_once_and_again_when_something_changes(small, monkeypatch, tmp_path, embedded_model):
