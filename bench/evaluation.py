@@ -22,7 +22,7 @@ WAYS = {
 }
 
 
-def run_file(number: int, dtype: str = "bfloat16") -> Path:
+def run_file(number: int, dtype: str) -> Path:
     """The run file of one adapter, its output folder emptied of answers."""
     folder = WORK / f"adapter{number}"
     settings = (f"output_dir={folder}", f"max_steps={STEPS}", f"bf16={str(dtype == 'bfloat16').lower()}")
@@ -40,7 +40,8 @@ def prepare(adapters: int) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     first = WORK / "adapter1"
     if not (first / "adapter_model.safetensors").exists():
-        subprocess.run([sys.executable, str(ROOT / "tools" / "train.py"), str(run_file(1))], cwd=ROOT, check=True)
+        path = run_file(1, measuring.dtype())
+        subprocess.run([sys.executable, str(ROOT / "tools" / "train.py"), str(path)], cwd=ROOT, check=True)
     import torch
     from safetensors import torch as tensors
 
@@ -75,7 +76,9 @@ def identical(questions: int, log: Path) -> float:
 @click.option("--ways", default=",".join(WAYS), show_default=True, metavar="A,B", help="which to run")
 @click.option("--identity/--no-identity", default=True, help="compare the answers in float32 first")
 def main(questions: int, adapters: str, rounds: int, ways: str, identity: bool) -> None:
-    """Answer and score the same questions both ways, in the recipe's bf16, everything from start to result counted.
+    """Answer and score the same questions both ways, everything from start to result counted.
+
+    In the recipe's bf16, or in float32 where the processor emulates it.
 
     \b
     Example:
@@ -91,13 +94,13 @@ def main(questions: int, adapters: str, rounds: int, ways: str, identity: bool) 
         measuring.Way(
             f"{name}-{count}",
             f"{WAYS[name]}; {count} adapter{'s' * (count > 1)}",
-            measuring.python("evaluation_ways.py", name, questions, count, "bfloat16"),
+            measuring.python("evaluation_ways.py", name, questions, count, measuring.dtype()),
         )
         for count in counts
         for name in chosen
     ]
     measured = measuring.interleave(started, rounds, log)
-    about = {"questions": questions, "adapters": counts, "rounds": rounds, "dtype": "bfloat16"}
+    about = {"questions": questions, "adapters": counts, "rounds": rounds, "dtype": measuring.dtype()}
     path = measuring.save(
         "evaluation", started, measured, **about, max_new_tokens=NEW_TOKENS, identical_in_float32=share
     )

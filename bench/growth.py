@@ -186,7 +186,8 @@ def main(
 ) -> None:
     """Time training and evaluation of the embedded model at several sizes, and plot them.
 
-    Where the data have fewer rows, all of them are taken; none is repeated.
+    Where the data have fewer rows, all of them are taken; none is repeated. In bf16, or in float32 where the
+    processor emulates bf16.
 
     \b
     Example:
@@ -212,6 +213,7 @@ def main(
         adapters=adapters,
         questions=asked,
         sequence_len=sequence_len,
+        dtype=measuring.dtype(),
         max_new_tokens=max_new_tokens,
         rounds=rounds,
     )

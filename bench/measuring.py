@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, results
+from lora_recipes import ROOT, files, processes, results
 
 import click
 
@@ -96,6 +96,11 @@ def save(name: str, ways: Sequence[Way], measured: dict[str, list[dict[str, Any]
     path = RESULTS / f"{name}.json"
     files.write_text(path, json.dumps(content, indent=1) + "\n")
     return path
+
+
+def dtype() -> str:
+    """bfloat16, or float32 where the processor emulates bf16: it would be the emulation that is measured, for days."""
+    return "bfloat16" if processes.has_bf16() else "float32"
 
 
 def python(script: str, *options: object) -> list[str]:

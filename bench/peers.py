@@ -17,6 +17,7 @@ from typing import Any
 from lora_recipes import ROOT
 
 import click
+import measuring
 
 VERSION = "0.9.5"
 HOME = ROOT / ".cache" / "bench" / "llamafactory"
@@ -132,7 +133,7 @@ def configuration(base: str, rows: Path, output: Path, sequence_len: int, **more
         "learning_rate": 2e-4,
         "lr_scheduler_type": "cosine",
         "num_train_epochs": 1.0,
-        "bf16": True,
+        "bf16": measuring.dtype() == "bfloat16",
         "use_cpu": True,
         "seed": 42,
         "logging_steps": 1,

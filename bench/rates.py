@@ -82,11 +82,11 @@ def of_model(model: Any) -> Flops:
     )
 
 
-def matrix_rate(seconds: float = 2.0, size: int = 2048, device: str = "cpu") -> float:
-    """FLOP/s of square bf16 matrix products on all cores, or on a GPU, warm."""
+def matrix_rate(seconds: float = 2.0, size: int = 2048, device: str = "cpu", dtype: str = "bfloat16") -> float:
+    """FLOP/s of square matrix products on all cores, or on a GPU, warm."""
     import torch
 
-    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    left, right = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
 
     def finish() -> None:
         if device != "cpu":

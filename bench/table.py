@@ -27,7 +27,7 @@ COLUMNS = {
     "verifying_seconds": "of which verifying",
     "ratio": "times the reference",
     "peer_ratio": "times the best peer",
-    "steady_rate_share": "of the bf16 matrix rate",
+    "steady_rate_share": "of the matrix rate",
     "validation_loss": "validation loss",
     "mean_acc": "accuracy",
     "largest_difference_bf16_steps": "largest difference in bf16 steps",

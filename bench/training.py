@@ -6,7 +6,7 @@ Unsloth's kernels need a GPU); TRL makes logits for labels only (its default). P
 are also tried with torch.compile, which none of the three advises. plain-compiled compiles from nothing
 in its first round and finds what was compiled in the later ones. transformers groups rows by length
 within 1/4 of the batches, at most 50, so few rows are grouped little: below some 400 the packed ways
-show more of what a peer can do.
+show more of what a peer can do. Where the processor emulates bf16, every way trains in float32.
 """
 
 import json
@@ -43,7 +43,7 @@ WAYS = {
 }
 SLOW = ("trl-compiled", "axolotl-compiled", "llamafactory-compiled")
 """They compile for minutes, and run in the first round only."""
-MATRIX = "the processor itself: bf16 matrix products of 2048 x 2048"
+MATRIX = "the processor itself: matrix products of 2048 x 2048"
 PACKED = ("sample_packing=true", "micro_batch_size=1", "gradient_accumulation_steps=4")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -97,6 +97,7 @@ def prepare(data: Path, wanted: int, sequence_len: int) -> dict[str, Any]:
         "data": data.name,
         "rows": wanted,
         "sequence_len": sequence_len,
+        "dtype": measuring.dtype(),
         "tokens": tokens,
         "trained_tokens": trained,
         "flops_per_token": round(rates.flops(run).of(tokens, trained) / tokens),
@@ -124,7 +125,8 @@ def common(output: Path, train: Path, validation: Path, sequence_len: int) -> tu
         *(f"test_datasets.0.path={validation}", "test_datasets.0.split=train"),
         *("lora_r=8", "lora_alpha=16", "lora_dropout=0.0", "lora_target_modules=[q_proj, k_proj, v_proj, o_proj]"),
         *("num_epochs=1", "global_batch=8", "micro_batch_size=8", "learning_rate=2e-4", "warmup_ratio=0.0"),
-        *("bf16=true", "tf32=null", "plugins=[lora_recipes.plugin.CpuPlugin]", "logging_steps=1"),
+        *(f"bf16={str(measuring.dtype() == 'bfloat16').lower()}", "tf32=null", "logging_steps=1"),
+        "plugins=[lora_recipes.plugin.CpuPlugin]",
         *("evals_per_epoch=null", "eval_strategy=no", "saves_per_epoch=null", "save_strategy=no"),
         "auto_resume_from_checkpoints=false",
     )
@@ -163,6 +165,8 @@ def _way(name: str, settings: dict[str, Any], words: str) -> measuring.Way:
     command = measuring.python("training_ways.py", name, settings["tokens"], settings["sequence_len"])
     compiled = {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "compiled" / name)}
     absent = peers.absent() if name in LLAMA_FACTORY else ""
+    if name == "reference-bf16" and settings["dtype"] != "bfloat16":
+        absent = "this processor emulates bf16"
     return measuring.Way(name, words, command, compiled, absent, once=name in SLOW)
 
 

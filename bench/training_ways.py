@@ -19,6 +19,7 @@ from typing import Any
 
 from lora_recipes import libraries, models, processes, prompts, results, rows, runfile
 
+import measuring
 import peers
 import rates
 import training
@@ -125,7 +126,7 @@ def main() -> None:
     libraries.quiet()
     if way == "matmul":
         processes.share_cores()
-        print(json.dumps({"gflops": round(rates.matrix_rate() / 1e9, 1)}))
+        print(json.dumps({"gflops": round(rates.matrix_rate(dtype=measuring.dtype()) / 1e9, 1)}))
         return
     run = runfile.load(training.WORK / f"{way if way in training.SETTINGS else 'plain'}.yaml")
     folder = training.WORK / "out" / way

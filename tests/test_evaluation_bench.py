@@ -24,7 +24,7 @@ def test_answers_of_an_earlier_run_are_not_counted_as_speed(work: Path) -> None:
         (work / "adapter1" / name).touch()
     run = runfile.load(evaluation.run_file(1, "float32"))
     assert [path.name for path in run.output_dir.iterdir()] == ["adapter_model.safetensors"]
-    assert run.config["bf16"] is False and runfile.load(evaluation.run_file(1)).config["bf16"] is True
+    assert run.config["bf16"] is False and runfile.load(evaluation.run_file(1, "bfloat16")).config["bf16"] is True
 
 
 def test_the_other_adapters_are_the_first_with_noise_of_their_seed(work: Path) -> None:

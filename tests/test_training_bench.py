@@ -7,6 +7,7 @@ import click
 import pytest
 import training
 import training_ways
+import yaml
 
 
 def written(folder, rows):
@@ -56,6 +57,20 @@ def test_every_way_trains_the_same_tokens(tmp_path, monkeypatch):
     its = [tokenizer.encode(row["prompt"]) + tokenizer.encode(row["answer"]) for row in texts]
     assert its == [one["input_ids"] for one in ours]
     assert not runfile.load(tmp_path / "work" / "reference.yaml").config["bf16"]
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_an_emulated_bf16_is_not_measured(tmp_path, monkeypatch, has_bf16, dtype):
+    from lora_recipes import processes, runfile
+
+    monkeypatch.setattr(processes, "has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(training, "WORK", tmp_path / "work")
+    monkeypatch.setattr(training, "VALIDATION", 4)
+    settings = training.prepare(written(tmp_path, ROWS), 8, 512)
+    ours, its = (tmp_path / "work" / f"{way}.yaml" for way in ("plain", "llamafactory"))
+    assert settings["dtype"] == dtype and runfile.load(ours).config["bf16"] is has_bf16
+    assert yaml.safe_load(its.read_text())["bf16"] is has_bf16
+    assert bool(training._way("reference-bf16", settings, "").absent) is not has_bf16
 
 
 def test_fewer_rows_than_wanted_are_an_error_that_says_how_many_there_are(tmp_path, monkeypatch):
