@@ -2,8 +2,8 @@
 
 import os
 
-from lora_recipes import ROOT, derived, prepared, processes
-from lora_recipes.checks import arithmetic, axolotl_keys, inputs, secrets, traps
+from lora_recipes import ROOT, derived, prepared
+from lora_recipes.checks import arithmetic, axolotl_keys, inputs, machine, secrets, traps
 from lora_recipes.checks.subject import Subject
 
 import pytest
@@ -16,14 +16,12 @@ KEYS = """
     attn_implementation dataset_prepared_path pretraining_dataset trust_remote_code
 """
 """Keys that the checks read."""
-CPU = "plugins: [lora_recipes.plugin.CpuPlugin]\n"
 
 
 @pytest.fixture
 def findings(tmp_path, monkeypatch):
-    """What the check says to a text on a machine without a GPU, in an empty working directory."""
+    """What the check says to a text, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(processes, "on_cpu", lambda: True)
 
     def find(text):
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
@@ -36,7 +34,7 @@ def findings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def places(findings):
-    return lambda text: [(one.severity, one.check, one.key) for one in findings(text) if one.check != "needs-gpu"]
+    return lambda text: [(one.severity, one.check, one.key) for one in findings(text)]
 
 
 def test_packing_needs_an_attention_implementation_that_keeps_rows_apart(places):
@@ -140,31 +138,6 @@ def test_dead_keys_are_warnings_and_deprecated_ones_notes_with_what_to_use(findi
     assert "gc_collect_steps" in found[1].fix
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("attn_implementation: flash_attention_2", "attn_implementation: flex_attention", "lora_mlp_kernel: true"),
-        *("load_in_8bit: true", "fp8: true", "bf16: auto", "optimizer: ao_adamw_fp8", "tf32: true"),
-    ],
-)
-def test_a_key_that_needs_a_gpu_is_a_note_and_in_a_file_for_a_cpu_an_error(findings, monkeypatch, line):
-    for text, severity in ((f"{line}\n", "note"), (f"{CPU}{line}\n", "error")):
-        (finding,) = findings(text)
-        assert (finding.severity, finding.check, finding.found) == (severity, "needs-gpu", line)
-    monkeypatch.setattr(processes, "on_cpu", lambda: False)
-    assert findings(f"{CPU}{line}\n") == []
-
-
-def test_all_keys_that_need_a_gpu_are_one_note(findings):
-    (finding,) = findings("bf16: true\nload_in_8bit: true\nattn_implementation: xformers\n")
-    assert finding.found == "attn_implementation: xformers, load_in_8bit: true, bf16: true"
-
-
-def test_what_runs_on_a_cpu_is_not_said_to_need_a_gpu(findings):
-    text = "bf16: true\nattn_implementation: sdpa\nlora_mlp_kernel: false\noptimizer: adamw_bnb_8bit\n"
-    assert findings(CPU + text) == []
-
-
 def test_a_padding_token_that_is_the_end_token_is_a_warning(places):
     text = "special_tokens:\n  pad_token: {}\n  eos_token: <e>\n"
     assert places(text.format("<e>")) == [("warning", "pad-token", "special_tokens.pad_token")]
@@ -205,7 +178,7 @@ def test_no_value_of_any_type_makes_a_check_fail(tmp_path, monkeypatch):
         for value in values:
             (tmp_path / "run.yaml").write_text(yaml.safe_dump({"test_datasets": [{"path": "a/b"}], name: value}))
             subject = Subject("run.yaml")
-            for module in (secrets, inputs, traps):
+            for module in (secrets, inputs, traps, machine):
                 module.check(subject)
             for rows, tokens in ((None, None), (100, 1000)):
                 arithmetic.check(subject, rows, tokens)
@@ -216,5 +189,6 @@ def test_the_checked_in_recipes_have_no_error_but_those_as_published(monkeypatch
     for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
         subject = Subject(path)
         traps.check(subject)
+        machine.check(subject)
         errors = [one for one in subject.report.findings if one.severity == "error" and one.check != "stale-cache"]
         assert errors == [] or "as-published" in str(path), path

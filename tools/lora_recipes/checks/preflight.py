@@ -4,7 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.checks import arithmetic, inputs, leaks, masks, parity, parts, secrets, structure, targets, traps
+from lora_recipes.checks import (
+    arithmetic,
+    inputs,
+    leaks,
+    machine,
+    masks,
+    parity,
+    parts,
+    secrets,
+    structure,
+    targets,
+    traps,
+)
 from lora_recipes.checks.findings import Finding, Report
 from lora_recipes.checks.subject import Limits, Subject
 from lora_recipes.checks.validation import Axolotl
@@ -21,7 +33,7 @@ def run(
     """
     subject = Subject(source, model_dir, limits)
     axolotl.ask_validation(subject)  # it imports while the rest goes on
-    for check in (structure.check, secrets.check, inputs.check, traps.check, targets.check):
+    for check in (structure.check, secrets.check, inputs.check, traps.check, machine.check, targets.check):
         _guarded(subject, check)
     training = _guarded(subject, lambda one: parts.load(one, "datasets", axolotl)) or []
     lengths = _guarded(subject, lambda one: parity.check(one, training)) or {}

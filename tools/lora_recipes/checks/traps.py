@@ -1,6 +1,5 @@
 """What the pinned Axolotl accepts and trains otherwise than meant; each was measured or read in its source."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +7,19 @@ from lora_recipes import keys, prepared
 from lora_recipes.checks import axolotl_keys
 from lora_recipes.checks.subject import Subject
 
-_OLD_ATTENTION = (
+OLD_ATTENTION = (
     *("flash_attention", "sdp_attention", "xformers_attention", "flex_attention", "eager_attention", "sage_attention"),
 )
-_CPU_ATTENTION = ("sdpa", "eager")
-_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
-_CPU_PLUGIN = "lora_recipes.plugin.CpuPlugin"
 _DATA = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
 
 
 def check(subject: Subject) -> None:
-    """Packing without isolation, a stale cache, half a QLoRA, optimizers, dead keys, keys that need a GPU."""
+    """Packing without isolation, a stale cache, half a QLoRA, optimizers, dead keys."""
     _packing(subject)
     _stale_cache(subject)
     _four_bit(subject)
     _optimizer(subject)
     _old_keys(subject)
-    _needs_gpu(subject)
     _pad_token(subject)
     if subject.number("num_epochs") and subject.number("max_steps") > 0:
         subject.note(
@@ -40,7 +35,7 @@ def _packing(subject: Subject) -> None:
     config = subject.config
     if config.get("sample_packing") is not True:
         return
-    if not config.get("attn_implementation") and not any(config.get(key) for key in _OLD_ATTENTION):
+    if not config.get("attn_implementation") and not any(config.get(key) for key in OLD_ATTENTION):
         subject.error(
             "packing-attention",
             "sample_packing",
@@ -159,49 +154,6 @@ def _old_keys(subject: Subject) -> None:
                 table["deprecated"][key],
                 f"write {table['deprecated'][key]}",
             )
-
-
-def _needs_gpu(subject: Subject) -> None:
-    plugins = subject.config.get("plugins")
-    for_cpu = isinstance(plugins, list) and _CPU_PLUGIN in plugins
-    found = [f"{key}: {str(value).lower()}" for key, value in _gpu_keys(subject.config, for_cpu)]
-    if not found:
-        return
-    try:
-        from lora_recipes import processes
-
-        if not processes.on_cpu():
-            return
-    except ImportError:
-        return subject.report.skip("keys that need a GPU", "torch is not installed here")
-    subject.find(
-        "error" if for_cpu else "note",
-        "needs-gpu",
-        found[0].partition(":")[0],
-        ", ".join(found),
-        "on a CPU none of them: they fail, or train in fp16 some ten times slower"
-        if for_cpu
-        else "a machine with a GPU",
-        "write attn_implementation: sdpa, bf16: true or false, and leave the others out"
-        if for_cpu
-        else "train it on one; this machine has none",
-    )
-    return None
-
-
-def _gpu_keys(config: dict[str, Any], for_cpu: bool) -> Iterator[tuple[str, Any]]:
-    attention = config.get("attn_implementation")
-    if isinstance(attention, str) and attention and attention not in _CPU_ATTENTION:
-        yield "attn_implementation", attention
-    for key in (*_OLD_ATTENTION, *_KERNELS, "load_in_8bit", "fp8", "fp16", "tf32"):
-        if config.get(key) is True and key not in ("sdp_attention", "eager_attention"):
-            yield key, True
-    bf16 = config.get("bf16")
-    if bf16 == "auto" or (bf16 is True and not for_cpu):
-        yield "bf16", bf16
-    optimizer = str(config.get("optimizer"))
-    if optimizer.endswith("_fp8") or optimizer.startswith("flash_"):
-        yield "optimizer", optimizer
 
 
 def _pad_token(subject: Subject) -> None:
