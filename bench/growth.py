@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, adapters, files, libraries, models, plots, prompts, rendering, runfile
+from lora_recipes import ROOT, adapters, files, libraries, models, plots, prompts, rendering, results, runfile
 
 import alpaca
 import click
@@ -64,9 +64,12 @@ def _write_run_file(name: str, rows: str, sequence_len: int) -> None:
 
 
 def train_one(count: int) -> dict[str, float]:
-    """Seconds of tools/train.py on so many rows, from nothing."""
-    shutil.rmtree(WORK / "out" / str(count), ignore_errors=True)
-    return _timed("train.py", str(WORK / f"{count}.yaml"))
+    """Seconds of tools/train.py on so many rows, from nothing, with the tokens and the memory that it notes."""
+    folder = WORK / "out" / str(count)
+    shutil.rmtree(folder, ignore_errors=True)
+    timed = _timed("train.py", str(WORK / f"{count}.yaml"))
+    noted = results.read(folder / "result.json")["training"]
+    return {**timed, "tokens": noted["metrics"]["tokens_an_epoch"], "peak_memory_mb": noted["peak_memory_mb"]}
 
 
 def evaluate_one(run_files: list[Path], folder: str, *options: str) -> dict[str, float]:
@@ -126,11 +129,12 @@ def draw(saved: dict[str, Any]) -> bytes:
                 counts, linear, color=COLOURS[verb], linestyle="--", linewidth=1, label="proportional to the first"
             )
             for count, value in zip(counts, seconds, strict=True):
-                highest = value == max(dict(lines[line]).get(count, 0) for line in lines if line[0] == unit)
+                others = [dict(lines[line]).get(count, 0) for line in lines if line[0] == unit]
+                above = len(others) > 1 and value == max(others)  # below, the dashed line is out of the way
                 axis.annotate(
                     f"{value:.0f} s",
                     (count, value),
-                    xytext=(0, 8 if highest else -14),  # two lines may run close to each other
+                    xytext=(0, 8 if above else -14),  # two lines may run close to each other
                     textcoords="offset points",
                     ha="center",
                     color=COLOURS[verb],
