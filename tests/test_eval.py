@@ -7,14 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, answering, models, questions, runfile, tracking
-from lora_recipes.questions import Question
+from lora_recipes import ROOT, models, questions, runfile, tracking
 
 import click
 import eval as eval_tool
@@ -35,113 +33,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def section(folder: Path, kind: str = "evaluation") -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())[kind]
-
-
-def saved(row: int, settings: str) -> dict[str, Any]:
-    texts = {"question": "q", "reference": "r", "answer": f"answer {row}"}
-    return {"row": row, **texts, "finished": True, "new_tokens": 3, "reference_nats": 1.5, "settings": settings}
-
-
-def write(path: Path, *answers: dict[str, Any], tail: bytes = b"") -> None:
-    path.write_bytes("".join(json.dumps(answer) + "\n" for answer in answers).encode() + tail)
-
-
-# The answers file
-
-
-def test_answers_under_the_hash_of_their_row_are_kept(tmp_path: Path) -> None:
-    path = tmp_path / "answers-test.jsonl"
-    write(path, saved(1, "b"), saved(0, "a"))
-    before = path.read_bytes()
-    assert answering.kept(path, {0: "a", 1: "b", 2: "c"}) == {1: saved(1, "b"), 0: saved(0, "a")}
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    "tail", [b'{"row": 1, "question": "q', b"\0\0\0\0", b'{"row": 1}\n', "é".encode()[:1], b"[1]\n"]
-)
-def test_a_damaged_last_line_is_dropped_with_a_notice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], tail: bytes
-) -> None:
-    path = tmp_path / "answers-test.jsonl"
-    write(path, saved(0, "a"), tail=tail)
-    assert list(answering.kept(path, {0: "a", 1: "b"})) == [0]
-    assert lines(path) == [saved(0, "a")]
-    assert "1 damaged line dropped" in capsys.readouterr().err
-
-
-def test_a_whole_last_line_without_its_newline_is_not_joined_to_the_next(tmp_path: Path) -> None:
-    path = tmp_path / "answers-test.jsonl"
-    path.write_text(json.dumps(saved(0, "a")))
-    answering.kept(path, {0: "a", 1: "b"})
-    answering._append(path, [saved(1, "b")])
-    assert lines(path) == [saved(0, "a"), saved(1, "b")]
-
-
-def test_answers_under_another_hash_are_moved_aside_and_never_lost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "answers-test.jsonl"
-    write(path, saved(0, "a"), saved(1, "b"))
-    assert answering.kept(path, {0: "a", 1: "changed"}) == {0: saved(0, "a")}
-    assert "1 answers of another model, adapter, prompt or setting moved" in capsys.readouterr().err
-    assert answering.kept(path, {0: "changed", 1: "changed"}) == {}
-    assert lines(path.with_name("answers-test.jsonl.old")) == [saved(1, "b"), saved(0, "a")]
-    assert path.read_text() == ""
-
-
-def test_a_second_evaluation_waits_for_the_first_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "answers-test.jsonl"
-    order: list[str] = []
-
-    def second() -> None:
-        with answering.locked([path]):
-            order.append("second")
-
-    with answering.locked([path]):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join(0.3)
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"]
-    assert "another evaluation is answering; waiting for it" in capsys.readouterr().err
-
-
-def test_the_hash_of_an_answer_changes_with_everything_that_determines_it() -> None:
-    settings = {"adapter": "one", "max_new_tokens": 8}
-    question = Question(0, "q", "r", [1, 2], [3])
-    changed = [
-        questions.hashes({**settings, "adapter": "two"}, [question]),
-        questions.hashes({**settings, "max_new_tokens": 9}, [question]),
-        questions.hashes(settings, [Question(0, "q", "r", [1, 2, 2], [3])]),
-        questions.hashes(settings, [Question(0, "q", "other", [1, 2], [3])]),
-    ]
-    assert len({found[0] for found in [*changed, questions.hashes(settings, [question])]}) == 5
-    assert (
-        questions.hashes(settings, [question, Question(1, "q", "r", [1, 2], [3])])[0]
-        == (questions.hashes(settings, [question])[0])
-    )
-
-
-def test_an_adapter_is_known_by_its_weights_and_scale_wherever_it_lies(tmp_path: Path) -> None:
-    def adapter(name: str, weights: bytes = b"w", **config: Any) -> str:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_model.safetensors").write_bytes(weights)
-        whole = {"r": 8, "lora_alpha": 16, "target_modules": ["q", "v"], "base_model_name_or_path": name, **config}
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps(whole))
-        return questions.adapter_identity(tmp_path / name)
-
-    first = adapter("first")
-    assert adapter("moved", target_modules=["v", "q"]) == first
-    assert adapter("scaled", lora_alpha=32) != first
-    assert adapter("trained", weights=b"W") != first
-
-
-# Wrong usage
 
 
 def test_the_same_run_twice_is_wrong_usage(run_file: Callable[..., Path]) -> None:
@@ -421,20 +312,3 @@ def test_the_scores_reach_wandb(trained: Callable[..., Path], tmp_path: Path, mo
     logged = b"".join(path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     wandb.teardown()
     assert b"evaluation/bertscore_f1_low" in logged
-
-
-@pytest.mark.slow
-def test_a_begin_token_is_neither_doubled_nor_lost(run_file: Callable[..., Path], embedded_model: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
-    tokenizer.bos_token = "<repo_name>"
-    tokenizer._tokenizer.post_processor = TemplateProcessing(
-        single="<repo_name> $A", special_tokens=[("<repo_name>", tokenizer.bos_token_id)]
-    )
-    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    found, disparity = questions.load(runfile.load(run_file()), tokenizer, "test")
-    assert disparity == ""
-    assert all(question.prompt_ids.count(tokenizer.bos_token_id) == 1 for question in found)
-    assert all(tokenizer.bos_token_id not in question.reference_ids for question in found)
