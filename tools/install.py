@@ -244,7 +244,6 @@ def locked() -> "Iterator[None]":
 
 def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if not is_set_up():
             with locked():
@@ -260,4 +259,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # here: whoever imports main keeps its own handler
     main()
