@@ -1,3 +1,5 @@
+#!/usr/bin/env python3
+#!/usr/bin/env python3
 """Training speed at equal loss: the reference projects' way, TRL, Axolotl, LLaMA-Factory and the plain trainer.
 
 The peers are set up for speed as their documentation advises, as far as it works on a CPU: bf16 base

@@ -17,6 +17,8 @@ HEAVY = ("torch", "transformers", "peft", "axolotl", "lm_eval", "bert_score", "m
 PROGRAMS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 TOOLS = [name for name in PROGRAMS if "@click." in (ROOT / "tools" / f"{name}.py").read_text(encoding="utf-8")]
 
+BENCHMARKS = sorted(f"bench/{path.name}" for path in (ROOT / "bench").glob("*.py") if "@click.command" in path.read_text())
+
 
 def _met_as(name: str) -> str:
     """What a user types: install.py and demo.py are met through make."""
@@ -50,9 +52,9 @@ def test_help_answers_without_a_heavy_import(name: str) -> None:
     assert done.stderr == "loaded:\n"
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_tool_can_be_started_by_its_path(name: str) -> None:
-    path = ROOT / "tools" / f"{name}.py"
+@pytest.mark.parametrize("name", [*(f"tools/{name}.py" for name in PROGRAMS), *BENCHMARKS])
+def test_a_program_can_be_started_by_its_path(name: str) -> None:
+    path = ROOT / name
     assert path.read_text().startswith("#!/usr/bin/env python3\n")
     assert path.stat().st_mode & 0o111 == 0o111
 
