@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "peft", "axolotl", "lm_eval", "bert_score", "m
 PROGRAMS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 TOOLS = [name for name in PROGRAMS if "@click." in (ROOT / "tools" / f"{name}.py").read_text(encoding="utf-8")]
 
-BENCHMARKS = sorted(f"bench/{path.name}" for path in (ROOT / "bench").glob("*.py") if "@click.command" in path.read_text())
+BENCHMARKS = [f"bench/{path.name}" for path in (ROOT / "bench").glob("*.py") if "@click.command" in path.read_text()]
 
 
 def _met_as(name: str) -> str:

@@ -70,7 +70,9 @@ def test_an_emulated_bf16_is_not_measured(tmp_path, monkeypatch, has_bf16, dtype
     ours, its = (tmp_path / "work" / f"{way}.yaml" for way in ("plain", "llamafactory"))
     assert settings["dtype"] == dtype and runfile.load(ours).config["bf16"] is has_bf16
     assert yaml.safe_load(its.read_text())["bf16"] is has_bf16
-    assert bool(training._way("reference-bf16", settings, "").absent) is not has_bf16
+    monkeypatch.setattr(training.peers, "absent", lambda: "")
+    for way in ("reference-bf16", "llamafactory-packed"):
+        assert bool(training._way(way, settings, "").absent) is not has_bf16
 
 
 def test_fewer_rows_than_wanted_are_an_error_that_says_how_many_there_are(tmp_path, monkeypatch):
