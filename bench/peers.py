@@ -17,7 +17,6 @@ from typing import Any
 from lora_recipes import ROOT
 
 import click
-import measuring
 
 VERSION = "0.9.5"
 HOME = ROOT / ".cache" / "bench" / "llamafactory"
@@ -133,7 +132,7 @@ def configuration(base: str, rows: Path, output: Path, sequence_len: int, **more
         "learning_rate": 2e-4,
         "lr_scheduler_type": "cosine",
         "num_train_epochs": 1.0,
-        "bf16": measuring.dtype() == "bfloat16",
+        "bf16": True,
         "use_cpu": True,
         "seed": 42,
         "logging_steps": 1,

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lora_recipes import ROOT, ingredients, rendering
+from lora_recipes import ROOT, ingredients, processes, rendering
 from lora_recipes.checks import preflight
 from lora_recipes.checks.validation import Axolotl
 
@@ -231,6 +231,12 @@ def test_the_command_exits_1_on_an_error_with_the_findings_as_json(tool, embedde
     assert answer["errors"] == 1 and answer["findings"][0]["check"] == "target-modules"
     assert answer["facts"]["masks"]["rows"] == 483 and answer["facts"]["target_modules"]["trainable"] == 30 * 16 * 1152
     assert "⟦" in done.stderr and done.stderr.count("row 2: ") == 1
+
+
+def test_bf16_on_a_processor_that_emulates_it_is_a_warning(checked, embedded_model, run_file, monkeypatch):
+    monkeypatch.setattr(processes, "has_bf16", lambda: False)
+    finding = of(checked(run_file("lora")), "emulated-bf16")
+    assert (finding.severity, finding.key) == ("warning", "bf16")
 
 
 def test_the_command_reads_stdin_and_exits_0_when_nothing_is_wrong(tool, embedded_model, run_file, tmp_path):

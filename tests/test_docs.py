@@ -16,8 +16,8 @@ import pytest
 HEAVY = ("torch", "transformers", "peft", "axolotl", "lm_eval", "bert_score", "matplotlib", "datasets", "accelerate")
 PROGRAMS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 TOOLS = [name for name in PROGRAMS if "@click." in (ROOT / "tools" / f"{name}.py").read_text(encoding="utf-8")]
-
-BENCHMARKS = [f"bench/{path.name}" for path in (ROOT / "bench").glob("*.py") if "@click.command" in path.read_text()]
+SCRIPTS = sorted((ROOT / "bench").glob("*.py"))
+BENCHMARKS = [f"bench/{path.name}" for path in SCRIPTS if "@click.command" in path.read_text(encoding="utf-8")]
 
 
 def _met_as(name: str) -> str:
