@@ -12,8 +12,8 @@ import pytest
 RECIPE = "phi1.5-alpaca-gpt4"
 REAL = ROOT.parent / "shared" / "data" / "alpaca_en_demo.json"
 ENDING = "### Response:\n"
-# Adam divides a gradient by its own size plus epsilon: at 1e-8 it moves a weight by a whole learning rate whose gradient
-# is as good as zero, one way or the other by the order of a sum. At 1e-3 adapters differ as little as gradients do.
+# Adam divides a gradient by its own size plus epsilon: at 1e-8 a weight whose gradient is as good as zero moves by a
+# whole learning rate, one way or the other by the order of a sum. At 1e-3 adapters differ as little as gradients do.
 SMALL = (
     *("global_batch=4", "micro_batch_size=2", "max_steps=2", "bf16=false", "tf32=null", "lora_dropout=0.0"),
     *("lora_target_modules=[q_proj, v_proj, down_proj]", "plugins=[lora_recipes.plugin.CpuPlugin]"),
