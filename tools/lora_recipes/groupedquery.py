@@ -1,0 +1,46 @@
+"""Grouped-query attention on a CPU without a copy of the keys and values for every query head that shares them.
+
+transformers' SDPA makes these copies whenever there is a mask, since PyTorch's fused kernels for GPUs take either; the
+one for CPUs takes both, and gives the same bits. A step that answers many questions copies the whole cache otherwise.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+NAME = "grouped_sdpa"
+"""The name under which transformers finds `attention`."""
+
+
+def use(model: Any) -> None:
+    """Switch a loaded model to it: on a CPU only, and unless it has another attention than SDPA."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(NAME, attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
+
+
+def attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention [batch, tokens, heads, head size] of query [batch, heads, tokens, head size], key and value alike with
+    fewer heads, under a mask; what has no mask, or a bias, is transformers' own."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is None or options.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
+    output = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2).contiguous(), None
