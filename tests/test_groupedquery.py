@@ -1,5 +1,6 @@
 """Grouped-query attention on a CPU: the bits of transformers' own, without its copies."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,16 +9,30 @@ from lora_recipes import evaluation, groupedquery, likelihood, models
 import pytest
 import torch
 import transformers
+from transformers.integrations import sdpa_attention
+
+
+@pytest.fixture(autouse=True)
+def own() -> Iterator[None]:
+    """transformers' own attention before and after a test."""
+    transformers.AttentionInterface.register("sdpa", sdpa_attention.sdpa_attention_forward)
+    yield
+    transformers.AttentionInterface.register("sdpa", sdpa_attention.sdpa_attention_forward)
+
+
+def in_use() -> bool:
+    return transformers.AttentionInterface()["sdpa"] is groupedquery.attention
+
 
 MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
 
-def tiny(kind: str, attention: str = "sdpa", **more: Any) -> Any:
+def tiny(kind: str, **more: Any) -> Any:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     heads = {"num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.5}
     config = getattr(transformers, f"{kind}Config")(vocab_size=40, **sizes, **heads, **more)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def logits(model: Any) -> list[torch.Tensor]:
@@ -44,15 +59,12 @@ def logits(model: Any) -> list[torch.Tensor]:
 def test_the_logits_are_those_of_transformers_to_the_bit(kind: str, more: dict[str, Any], dtype: Any) -> None:
     model = tiny(kind, **more).to(dtype)
     before = logits(model)
-    groupedquery.use(model)
-    assert model.config._attn_implementation == groupedquery.NAME
+    groupedquery.use()
     for one, other in zip(before, logits(model), strict=True):
         assert torch.equal(one, other)
 
 
 def test_no_key_is_copied_for_the_heads_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.integrations import sdpa_attention
-
     def copied(*args: Any) -> Any:
         raise AssertionError("copied")
 
@@ -60,14 +72,8 @@ def test_no_key_is_copied_for_the_heads_that_share_it(monkeypatch: pytest.Monkey
     model = tiny("Llama")
     with pytest.raises(AssertionError, match="copied"):
         logits(model)
-    groupedquery.use(model)
+    groupedquery.use()
     logits(model)
-
-
-def test_another_attention_than_sdpa_stays() -> None:
-    model = tiny("Llama", "eager")
-    groupedquery.use(model)
-    assert model.config._attn_implementation == "eager"
 
 
 def test_evaluation_and_benchmark_answer_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +82,9 @@ def test_evaluation_and_benchmark_answer_with_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(likelihood, "_wrapped", lambda model, *rest: model)
     run: Any = SimpleNamespace(config={"base_model": "tiny"})
     system: Any = SimpleNamespace(run=run, adapter=None, loads=("tiny", "float32", False, "sdpa"))
-    assert evaluation._load([system])[0].config._attn_implementation == groupedquery.NAME
+    evaluation._load([system])
+    assert in_use()
+    transformers.AttentionInterface.register("sdpa", sdpa_attention.sdpa_attention_forward)
     candidate: Any = SimpleNamespace(run=run, in_4bit=False, base={})
-    bench = likelihood.Bench(1)
-    bench._load(candidate)
-    assert bench.model.config._attn_implementation == groupedquery.NAME
+    likelihood.Bench(1)._load(candidate)
+    assert in_use()

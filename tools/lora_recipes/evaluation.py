@@ -193,7 +193,7 @@ def _load(systems: list[System]) -> tuple[Any, list[str]]:
     if not processes.on_cpu() and loaded.device.type == "cpu":
         # models.load_base leaves the device of a DeepSpeed run to DeepSpeed.
         loaded = loaded.to(torch.accelerator.current_accelerator())
-    groupedquery.use(loaded)
+    groupedquery.use()
     # The model's own sampling defaults would be mixed into every call.
     loaded.generation_config = GenerationConfig()
     names = []

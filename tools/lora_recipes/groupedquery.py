@@ -9,19 +9,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-NAME = "grouped_sdpa"
-"""The name under which transformers finds `attention`."""
 
+def use() -> None:
+    """Let every model of this process that has SDPA take it: under its name, which some models ask for."""
+    from transformers import AttentionInterface
 
-def use(model: Any) -> None:
-    """Switch a loaded model to it: on a CPU only, and unless it has another attention than SDPA."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(NAME, attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
-        model.set_attn_implementation(NAME)
+    AttentionInterface.register("sdpa", attention)
 
 
 def attention(
@@ -35,10 +28,11 @@ def attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention [batch, tokens, heads, head size] of query [batch, heads, tokens, head size], key and value alike with
-    fewer heads, under a mask; what has no mask, or a bias, is transformers' own."""
+    fewer heads, under a mask; without one, with a bias and on a GPU it is transformers' own."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if attention_mask is None or options.get("position_bias") is not None:
+    plain = attention_mask is None or options.get("position_bias") is not None
+    if plain or query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
     output = functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True

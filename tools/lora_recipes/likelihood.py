@@ -142,7 +142,7 @@ class Bench:
         model = models.load_base(candidate.run, quantized=candidate.in_4bit)
         if model.device.type == "cpu" and torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())  # a DeepSpeed run file leaves it to DeepSpeed
-        groupedquery.use(model)
+        groupedquery.use()
         # The weights that PEFT puts into the base model act through this object too.
         self.lm = _wrapped(model, models.load_tokenizer(candidate.run), self.batch_size)
         self.model, self.base = model, candidate.base
