@@ -44,7 +44,7 @@ def main(rounds: int, dtype: str, lengths: str) -> None:
                 seconds = time.perf_counter() - begun
                 measured[name].append({"milliseconds": round(seconds * 1000, 2), "load_before": round(load, 1)})
     contenders = [measuring.Way(name, words, measuring.python("attention.py")) for name, words in WAYS.items()]
-    click.echo(measuring.save("attention", contenders, measured, rounds=rounds, dtype=dtype, lengths=sizes), err=True)
+    click.echo(measuring.save("attention", contenders, measured, dtype=dtype, lengths=sizes), err=True)
     for name, runs in measured.items():
         click.echo(f"{name:<10}{measuring.medians(runs)['milliseconds']:8.2f} ms")
 

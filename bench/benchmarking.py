@@ -47,7 +47,6 @@ def main(limit: int, adapters: int, rounds: int, dtype: str) -> None:
         task=TASK,
         questions=limit,
         adapters=adapters,
-        rounds=rounds,
         dtype=dtype,
         largest_difference_of_scores=difference,
     )

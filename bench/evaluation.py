@@ -100,7 +100,7 @@ def main(questions: int, adapters: str, rounds: int, ways: str, identity: bool) 
         for name in chosen
     ]
     measured = measuring.interleave(started, rounds, log)
-    about = {"questions": questions, "adapters": counts, "rounds": rounds, "dtype": measuring.dtype()}
+    about = {"questions": questions, "adapters": counts, "dtype": measuring.dtype()}
     path = measuring.save(
         "evaluation", started, measured, **about, max_new_tokens=NEW_TOKENS, identical_in_float32=share
     )

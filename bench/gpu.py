@@ -246,7 +246,7 @@ def main(rounds: int, steps: int) -> None:
             click.echo(f"round {number + 1} of {rounds}: {way} {json.dumps(found)}", err=True)
     ways = [measuring.Way(name, words, measuring.python("gpu.py")) for name, words in WAYS.items()]
     name = torch.cuda.get_device_name().replace(" ", "-").lower()
-    settings = {"rounds": rounds, "steps": steps, "global_batch": GLOBAL_BATCH, "bf16_gflops": round(peak / 1e9)}
+    settings = {"steps": steps, "global_batch": GLOBAL_BATCH, "bf16_gflops": round(peak / 1e9)}
     click.echo(measuring.save(f"gpu-{name}", ways, measured, **settings), err=True)
 
 

@@ -219,7 +219,6 @@ def main(
         sequence_len=sequence_len,
         dtype=measuring.dtype(),
         max_new_tokens=max_new_tokens,
-        rounds=rounds,
     )
     plot = saved.with_suffix(".png")
     plot.write_bytes(draw(json.loads(saved.read_text(encoding="utf-8"))))

@@ -35,16 +35,23 @@ class Way:
 def interleave(ways: Sequence[Way], rounds: int, log: Path) -> dict[str, list[dict[str, Any]]]:
     """Run each way once a round, in turn; gives the measurements by name, of a way that runs `once` those of one round.
 
-    A way that fails is left out of the rounds that follow, and its last words become its reason.
+    A way that fails is left out of the rounds that follow, and its last words become its reason. After an interruption
+    the whole rounds remain; KeyboardInterrupt is raised when there is none.
     """
     found: dict[str, list[dict[str, Any]]] = {way.name: [] for way in ways}
     for number in range(rounds):
-        for way in (way for way in ways if not way.absent and (number == 0 or not way.once)):
-            click.echo(f"round {number + 1} of {rounds}: {way.name} …", err=True)
-            measured = _run(way, log)
-            if measured:
-                found[way.name].append(measured)
-                click.echo(f"  {json.dumps(measured)}", err=True)
+        try:
+            for way in (way for way in ways if not way.absent and (number == 0 or not way.once)):
+                click.echo(f"round {number + 1} of {rounds}: {way.name} …", err=True)
+                measured = _run(way, log)
+                if measured:
+                    found[way.name].append(measured)
+                    click.echo(f"  {json.dumps(measured)}", err=True)
+        except KeyboardInterrupt:
+            if number == 0:
+                raise
+            click.echo(f"interrupted in round {number + 1}, the rounds before it are kept", err=True)
+            return {name: runs[:number] for name, runs in found.items()}
     return found
 
 
@@ -78,10 +85,10 @@ def medians(measured: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def save(name: str, ways: Sequence[Way], measured: dict[str, list[dict[str, Any]]], **settings: Any) -> Path:
-    """results/bench/<name>.json: settings, machine, and per way the rounds and their medians."""
+    """results/bench/<name>.json: settings, rounds, machine, and per way the rounds' measurements and medians."""
     content = {
         "benchmark": name,
-        "settings": settings,
+        "settings": {**settings, "rounds": max(len(runs) for runs in measured.values())},
         "environment": results.environment(),
         "ways": {
             way.name: {

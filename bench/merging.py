@@ -152,7 +152,6 @@ def main(layers: int, rounds: int, ways: str) -> None:
         layers=layers,
         rank=RANK,
         largest_shard_mb=round(max(held.values()) / 1e6),
-        rounds=rounds,
     )
     click.echo(path, err=True)
 

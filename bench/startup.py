@@ -37,7 +37,7 @@ def main(rounds: int) -> None:
         for name, command in commands.items()
     ]
     measured = measuring.interleave(ways, rounds, Path(os.devnull))
-    click.echo(measuring.save("startup", ways, measured, rounds=rounds), err=True)
+    click.echo(measuring.save("startup", ways, measured), err=True)
     for name, runs in measured.items():
         click.echo(f"{name:<24}{measuring.medians(runs).get('seconds', float('nan')):.3f} s")
 

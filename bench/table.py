@@ -38,9 +38,9 @@ BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->\n"
 
 def tables(folder: Path) -> str:
     """Markdown of all benchmarks measured, in the order of SCRIPTS, what is not among them last."""
-    known = list(SCRIPTS)
     found = {path.stem: json.loads(files.read_text(path)) for path in folder.glob("*.json")}
-    names = sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+    order = {benchmark: place for place, benchmark in enumerate(SCRIPTS)}
+    names = sorted(found, key=lambda name: (order.get(found[name]["benchmark"], len(order)), name))
     notes = _notes(folder / "notes.md")
     return "\n".join(_section(name, found[name], notes.get(name, "")) for name in names)
 
@@ -107,11 +107,13 @@ def _escaped(text: str) -> str:
 
 
 def _command(benchmark: str, way: str) -> str:
+    """What measures a row of the table; all of them where one cannot be had by itself."""
     script = ROOT / "bench" / SCRIPTS.get(benchmark, f"{benchmark}.py")
-    chosen = script.exists() and '"--ways"' in script.read_text(encoding="utf-8")
-    return f"bench/{script.name}" + (
-        f' --ways "{way}"' if chosen and " " in way else f" --ways {way}" if chosen else ""
-    )
+    if benchmark == "evaluation":
+        name, _, adapters = way.rpartition("-")
+        return f"bench/{script.name} --ways {name} --adapters {adapters}"
+    chosen = script.exists() and '"--ways"' in script.read_text(encoding="utf-8") and way != "matmul"
+    return f"bench/{script.name}" + (f" --ways {way}" if chosen else "")
 
 
 def _circumstances(content: dict[str, Any]) -> str:

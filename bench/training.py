@@ -160,7 +160,7 @@ def main(data: Path | None, rows: int, sequence_len: int, rounds: int, ways: str
     started = [_way("matmul", settings, MATRIX), *(_way(name, settings, WAYS[name]) for name in chosen)]
     measured = measuring.interleave(started, rounds, WORK / "log.txt")
     rates.add_shares(measured, settings["flops_per_token"])
-    click.echo(measuring.save("training", started, measured, **settings, rounds=rounds), err=True)
+    click.echo(measuring.save("training", started, measured, **settings), err=True)
 
 
 def _way(name: str, settings: dict[str, Any], words: str) -> measuring.Way:

@@ -1,6 +1,9 @@
 """The benchmark tables of README.md are what results/bench gives."""
 
+import importlib
 import json
+import re
+import shlex
 
 from lora_recipes import ROOT, files
 
@@ -11,7 +14,7 @@ import table
 ENVIRONMENT = {"python": "3.11", "packages": {"torch": "2"}, "hardware": {"cores": 2, "processor": "A CPU"}}
 
 
-def write(folder, name, ways, skipped=""):
+def write(folder, name, ways, skipped="", stem=""):
     content = {
         "benchmark": name,
         "settings": {"rows": 96},
@@ -20,7 +23,7 @@ def write(folder, name, ways, skipped=""):
     }
     if skipped:
         content["ways"]["absent"] = {"words": "absent", "skipped": skipped, "median": {}}
-    (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / f"{stem or name}.json").write_text(json.dumps(content))
 
 
 def row(text, way):
@@ -46,10 +49,19 @@ def test_training_is_compared_with_the_reference_and_with_the_best_peer(tmp_path
     assert "rows 96" in text and "A CPU, 2 cores" in text and "torch 2" in text
 
 
-def test_less_time_is_faster_and_a_name_with_a_space_is_quoted(tmp_path):
-    write(tmp_path, "merging", {"peft": {"seconds": 30.0}, "render --help": {"seconds": 12.0}})
-    words = row(table.tables(tmp_path), "render --help")
-    assert words == '| render --help | 12.0 | 2.50 | `bench/merging.py --ways "render --help"` |'
+def test_less_time_is_faster(tmp_path):
+    write(tmp_path, "merging", {"peft": {"seconds": 30.0}, "ours": {"seconds": 12.0}})
+    assert row(table.tables(tmp_path), "ours") == "| ours | 12.0 | 2.50 | `bench/merging.py --ways ours` |"
+
+
+def test_the_command_of_every_row_is_one_that_its_script_takes():
+    commands = set(re.findall(r"\| `bench/(\w+)\.py(.*?)` \|", table.tables(measuring.RESULTS)))
+    assert len(commands) > 20
+    for script, options in commands:
+        module = importlib.import_module(script)
+        context = module.main.make_context(script, shlex.split(options))
+        chosen = [context.params["ways"]] if "--ways" in options else []
+        assert set(chosen) <= set(getattr(module, "WAYS", ())), f"bench/{script}.py{options}"
 
 
 def test_notes_stand_below_the_table_that_they_are_about(tmp_path):
@@ -59,6 +71,21 @@ def test_notes_stand_below_the_table_that_they_are_about(tmp_path):
     text = table.tables(tmp_path)
     assert text.index("### Merging") < text.index("### Startup") < text.index("Slow, because")
     assert "Gone." not in text
+
+
+def test_a_second_file_of_a_benchmark_follows_the_first_with_notes_of_its_own(tmp_path):
+    write(tmp_path, "merging", {"peft": {"seconds": 30.0}})
+    write(
+        tmp_path, "evaluation", {"ours-1": {"seconds": 20.0}, "reference-1": {"seconds": 100.0}}, stem="evaluation-bf16"
+    )
+    write(tmp_path, "evaluation", {"ours-1": {"seconds": 50.0}, "reference-1": {"seconds": 100.0}})
+    (tmp_path / "notes.md").write_text("# Notes\n\n## evaluation-bf16\n\nOne round.\n")
+    text = table.tables(tmp_path)
+    places = [
+        text.index(words) for words in ("### Evaluation\n", "### Evaluation-bf16\n", "One round.", "### Merging\n")
+    ]
+    assert places == sorted(places)
+    assert [line.split(" | ")[2] for line in text.splitlines() if line.startswith("| ours-1 ")] == ["2.00", "5.00"]
 
 
 @pytest.mark.parametrize("name", list(table.SCRIPTS))

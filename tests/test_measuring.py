@@ -21,8 +21,27 @@ def test_ways_take_turns_and_their_medians_are_kept(tmp_path, monkeypatch):
     assert measuring.medians(measured["one"])["seconds"] == 2.5 and "way" not in measuring.medians(measured["one"])
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     saved = json.loads(measuring.save("it", ways, measured, rows=3).read_text())
-    assert saved["settings"] == {"rows": 3} and len(saved["ways"]["two"]["rounds"]) == 3
+    assert saved["settings"] == {"rows": 3, "rounds": 3} and len(saved["ways"]["two"]["rounds"]) == 3
     assert saved["environment"]["hardware"]["cores"] >= 1
+
+
+def test_an_interrupted_benchmark_keeps_its_whole_rounds(tmp_path, monkeypatch):
+    runs = iter([{"seconds": 1}, {"seconds": 2}, {"seconds": 3}])
+
+    def run(way, log):
+        try:
+            return next(runs)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(measuring, "_run", run)
+    ways = [way("one", ""), way("two", "")]
+    measured = measuring.interleave(ways, 3, tmp_path / "log")
+    assert measured == {"one": [{"seconds": 1}], "two": [{"seconds": 2}]}
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    assert json.loads(measuring.save("it", ways, measured).read_text())["settings"] == {"rounds": 1}
+    with pytest.raises(KeyboardInterrupt):
+        measuring.interleave(ways, 3, tmp_path / "log")
 
 
 @pytest.mark.parametrize(
