@@ -1,4 +1,4 @@
-"""What the tests share: an environment without network, telemetry or the user's caches, and four fixtures."""
+"""What the tests share: an environment without network, telemetry or the user's caches, and fixtures."""
 
 import os
 import shutil
@@ -18,10 +18,11 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
 }
 
-from lora_recipes import ROOT, embedded, rendering  # noqa: E402
+from lora_recipes import ROOT, embedded, rendering, runfile  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import tiny as tiny_model  # noqa: E402
 
 hypothesis.settings.register_profile("tests", database=None, derandomize=True)  # the same examples in every run
 hypothesis.settings.load_profile("tests")
@@ -68,3 +69,21 @@ def run_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama with SmolLM2's tokenizer."""
+    return tiny_model.save_model(tmp_path_factory.mktemp("models") / "tiny", embedded_model)
+
+
+@pytest.fixture
+def trained(run_file: Callable[..., Path], tiny: Path) -> Callable[..., Path]:
+    """Write a run file on the tiny model, in float32, with an adapter in its output folder, random by its seed."""
+
+    def make(variant: str = "lora", *settings: str, seed: int = 1) -> Path:
+        path = run_file(variant, f"base_model={tiny}", "bf16=false", *settings)
+        tiny_model.save_adapter(tiny, runfile.load(path).output_dir, seed)
+        return path
+
+    return make

@@ -3,38 +3,12 @@
 import hashlib
 import json
 
-import data as tool_data
 from lora_recipes import ROOT
 
 import pytest
-from click.testing import CliRunner
+from datacalls import call, failed, hundred_rows, read, write
 
 SIZES = (1015, 844, 555)
-
-
-def call(*arguments):
-    return CliRunner().invoke(tool_data.main, [str(argument) for argument in arguments])
-
-
-def failed(*arguments, code=1):
-    """The one sentence with which a call fails."""
-    done = call(*arguments)
-    assert done.exit_code == code, done.output
-    assert not done.exception or isinstance(done.exception, SystemExit), done.exception
-    sentence = done.stderr.split("Error: ")[1].strip()
-    assert "\n" not in sentence
-    return sentence
-
-
-def write(path, questions, **columns):
-    rows = [{"question": asked, "answer": f"It is {n}.", **columns} for n, asked in enumerate(questions)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -48,9 +22,7 @@ def three(tmp_path):
 
 @pytest.fixture
 def few(tmp_path):
-    """A hundred rows, every tenth question asked twice with other signs."""
-    asked = [f"Who ruled {row}?" for row in range(90)] + [f"who  RULED {row}" for row in range(0, 90, 9)]
-    return write(tmp_path / "few.jsonl", asked)
+    return hundred_rows(tmp_path)
 
 
 def test_build_gives_the_split_of_lorafrica_as_datasets_makes_it(tmp_path, three):
@@ -233,92 +205,3 @@ def test_tokens_are_counted_and_rows_that_would_be_cut(embedded_model):
 def test_a_tokenizer_that_is_none_and_a_limit_without_one_are_errors(tmp_path, few):
     assert "cannot be loaded" in failed("stats", few, "--tokenizer", tmp_path)
     assert "name the --tokenizer" in failed("stats", few, "--sequence-len", "10", code=2)
-
-
-@pytest.fixture
-def leaking(tmp_path):
-    write(tmp_path / "set" / "train.jsonl", ["Who built the city of Great Zimbabwe?", "Where is Aksum?", "Why salt?"])
-    write(tmp_path / "set" / "test.jsonl", ["Who built the city of Zimbabwe?", "where is aksum", "Whose gold was it?"])
-    return tmp_path / "set"
-
-
-def test_leakage_finds_equal_and_near_questions_and_exits_1(leaking):
-    done = call("leakage", leaking)
-    assert done.exit_code == 1
-    assert done.stdout.splitlines()[0] == "2 of 3 test questions in 3 training rows: 1 exactly, 1 nearly"
-    assert "exact\n  test row 2: where is aksum\n  training row 2: Where is Aksum?" in done.stdout
-    assert "0.86\n  test row 1: Who built the city of Zimbabwe?" in done.stdout
-    assert "test row" not in call("leakage", leaking, "--examples", "0").stdout
-    assert call("leakage", leaking, "--threshold", "0.9").stdout.startswith("1 of 3 test questions")
-
-
-def test_leakage_as_json_holds_all_that_was_found(leaking):
-    found = json.loads(call("leakage", leaking, "--json", "--examples", "0").stdout)
-    assert (found["exact"], found["near"], found["test_rows"], found["train_rows"]) == (1, 1, 3, 3)
-    assert [(one["row"], one["other"], one["exact"]) for one in found["found"]] == [(1, 1, True), (0, 0, False)]
-
-
-def test_the_embedded_data_leak_nothing_and_exit_0():
-    done = call("leakage", ROOT / "data" / "african_history")
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout.startswith("0 of 100 test questions in")
-
-
-def test_another_source_can_be_the_training_side(leaking, tmp_path):
-    other = write(tmp_path / "other.jsonl", ["Whose gold was it?"])
-    done = call("leakage", leaking, "--against", other)
-    assert done.exit_code == 1 and done.stdout.startswith("1 of 3 test questions in 1 training row:")
-    turned = call("leakage", other, "--test", "train", "--against", f"{leaking}:test")
-    assert turned.exit_code == 1 and turned.stdout.startswith("1 of 1 test question in 3 training rows:")
-    assert "has no split 'test', only train; choose with --train and --test" in failed("leakage", other)
-
-
-def test_an_input_is_part_of_the_question(tmp_path):
-    write(tmp_path / "train.jsonl", ["Name the capital."], input="Mali")
-    write(tmp_path / "test.jsonl", ["Name the capital."], input="Ghana in the year 1200")
-    assert call("leakage", tmp_path).exit_code == 0
-    write(tmp_path / "test.jsonl", ["Name the capital."], input="mali")
-    done = call("leakage", tmp_path)
-    assert done.exit_code == 1 and done.stdout.startswith("1 of 1 test question in 1 training row: 1 exactly")
-
-
-@pytest.fixture
-def built(tmp_path, few, monkeypatch):
-    """A built folder, and a login that is none: nothing is sent, push_to_hub is a fake below."""
-    call("build", few, "-o", tmp_path / "made")
-    monkeypatch.setenv("HF_TOKEN", "hf_not_a_token")
-    return tmp_path / "made"
-
-
-def test_push_sends_three_splits_to_a_fake_of_the_hub(built, monkeypatch):
-    import datasets
-
-    sent = {}
-    fake = lambda data, repo, private=None: sent.update(rows=data.num_rows, repo=repo, private=private)  # noqa: E731
-    monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", fake)
-    done = call("push", built, "me/history", "--private")
-    assert done.exit_code == 0, done.output
-    assert sent == {"rows": {"train": 86, "validation": 9, "test": 5}, "repo": "me/history", "private": True}
-    assert done.stdout == "me/history  100 rows in 3 splits\n"
-    assert call("push", built, "me/history").exit_code == 0 and sent["private"] is None
-
-
-def test_a_push_that_fails_is_one_sentence_without_the_token(built, monkeypatch):
-    import datasets
-
-    def fake(*_, **__):
-        raise RuntimeError("Illegal header value b'Bearer hf_not_a_token'\nfor hf_not_a_token")
-
-    monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", fake)
-    sentence = failed("push", built, "me/history")
-    assert sentence.startswith("me/history was not pushed: Illegal header value") and "hf_not" not in sentence
-
-
-def test_push_needs_a_login_first_and_whole_splits(built, monkeypatch):
-    (built / "test.jsonl").unlink()
-    assert "has no split 'test'" in failed("push", built, "me/history")
-    assert "expected OWNER/NAME" in failed("push", built, "history", code=2)
-    write(built / "test.jsonl", ["a"]).write_text('{"question": "a"}\n')
-    assert failed("push", built, "me/history")
-    monkeypatch.delenv("HF_TOKEN")
-    assert "no login on the Hub" in failed("push", built, "me/history")

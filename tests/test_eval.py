@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, models, questions, runfile, tracking
+from lora_recipes import ROOT, models, questions, runfile
 
-import click
 import eval as eval_tool
 import pytest
 from click.testing import CliRunner, Result
+from tiny import save_adapter
 
 RECIPE = "smollm2-african-history"
 FEW = ("--limit", "6", "--max-new-tokens", "8", "--batch-size", "2")
@@ -54,21 +53,6 @@ def test_a_variant_named_base_would_overwrite_the_base_model(tmp_path: Path, run
     assert_one_sentence(evaluate(path), "output_dir", "the base model's")
 
 
-def test_without_a_key_online_tracking_fails_before_a_model_is_loaded(
-    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    run = runfile.load(run_file("lora", "wandb_project=history"))
-    with pytest.raises(click.ClickException, match="no W&B login is found; run `wandb login`"):
-        tracking.require_login(run)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    tracking.require_login(run)
-    assert not tracking.wanted(runfile.load(run_file("lora")))
-
-
 def assert_one_sentence(done: Result, *words: str) -> None:
     assert done.exit_code in (1, 2), done.output
     assert isinstance(done.exception, SystemExit), done.exception
@@ -76,55 +60,6 @@ def assert_one_sentence(done: Result, *words: str) -> None:
     assert message.count("\n") == 1
     for word in words:
         assert word in message
-
-
-# A tiny Llama with SmolLM2's tokenizer: random, but quick, and its answers differ by question and adapter
-
-
-@pytest.fixture(scope="module")
-def tiny(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=49152, initializer_range=0.4, bos_token_id=1, **sizes))
-    # Axolotl saves do_sample: true; none of this may reach the evaluation.
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=5.0, repetition_penalty=3.0, eos_token_id=[2, 7], pad_token_id=0
-    )
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(embedded_model / name, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaForCausalLM
-
-    torch.manual_seed(1)
-    base = LlamaForCausalLM.from_pretrained(tiny)
-    config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    folder = tmp_path_factory.mktemp("adapters") / "adapter"
-    get_peft_model(base, config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def trained(run_file: Callable[..., Path], tiny: Path, adapter: Path) -> Callable[..., Path]:
-    """A run file on the tiny model with an adapter in its output folder."""
-
-    def make(variant: str = "lora", *settings: str) -> Path:
-        path = run_file(variant, f"base_model={tiny}", *settings)
-        folder = runfile.load(path).output_dir
-        shutil.copytree(adapter, folder, dirs_exist_ok=True)
-        return path
-
-    return make
 
 
 @pytest.mark.slow
@@ -158,7 +93,7 @@ def test_answers_are_the_most_likely_tokens_whatever_the_model_samples_by_defaul
     import torch
     from transformers import LlamaForCausalLM
 
-    run = trained("lora", "bf16=false")
+    run = trained("lora")
     assert evaluate(run, "--base", *FEW).exit_code == 0
     tokenizer = models.load_tokenizer(runfile.load(run))
     model = LlamaForCausalLM.from_pretrained(tiny)
@@ -174,7 +109,7 @@ def test_answers_are_the_most_likely_tokens_whatever_the_model_samples_by_defaul
 
 @pytest.mark.slow
 def test_the_section_holds_what_a_report_needs(trained: Callable[..., Path], tmp_path: Path) -> None:
-    done = evaluate(trained(), "--split", "validation", *FEW)
+    done = evaluate(trained("lora", "bf16=true"), "--split", "validation", *FEW)
     assert done.exit_code == 0, done.output
     folder = tmp_path / "outputs" / RECIPE / "lora"
     found = section(folder, "evaluation-validation")
@@ -263,13 +198,12 @@ def test_a_killed_evaluation_goes_on_to_the_answers_of_an_undisturbed_one(
 
 @pytest.mark.slow
 def test_another_adapter_is_asked_anew_and_the_old_answers_stay_beside(
-    trained: Callable[..., Path], tmp_path: Path, adapter: Path
+    trained: Callable[..., Path], tmp_path: Path, tiny: Path
 ) -> None:
     run = trained()
     path = tmp_path / "outputs" / RECIPE / "lora" / "answers-test.jsonl"
     assert evaluate(run, *FEW).exit_code == 0
-    other = tmp_path / "scaled"
-    shutil.copytree(adapter, other)
+    other = save_adapter(tiny, tmp_path / "scaled")
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4 * config["lora_alpha"]}))
     before = path.read_bytes()
@@ -293,10 +227,12 @@ def test_another_prompt_than_in_training_is_shouted_about(trained: Callable[...,
 
 @pytest.mark.slow
 def test_a_missing_adapter_an_adapter_of_another_base_and_an_unknown_split_are_one_sentence(
-    trained: Callable[..., Path], run_file: Callable[..., Path], adapter: Path
+    trained: Callable[..., Path], run_file: Callable[..., Path], tiny: Path, tmp_path: Path
 ) -> None:
     assert_one_sentence(evaluate(run_file("lora")), "holds no adapter", "train first")
-    assert_one_sentence(evaluate(run_file("peft"), "--adapter", adapter), "was trained on", "tiny")
+    assert_one_sentence(
+        evaluate(run_file("peft"), "--adapter", save_adapter(tiny, tmp_path / "other")), "was trained on", "tiny"
+    )
     assert_one_sentence(evaluate(trained("qlora"), "--split", "tset"), "datasets.0.path", "tset")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, plots, reporting, systems, tables
+from lora_recipes import ROOT, plots, systems
 
 import pytest
 from PIL import Image, ImageColor
@@ -240,37 +240,6 @@ def test_plots_of_many_long_runs_stay_small_and_keep_their_colours(tmp_path: Pat
         assert min(max(abs(a - b) for a, b in zip(colour, found, strict=True)) for found in drawn) < 8
 
 
-def test_the_mean_loss_weights_a_logged_loss_by_the_steps_that_it_covers() -> None:
-    logged = [{"step": 2, "loss": 4.0}, {"step": 3, "loss": 1.0}]
-    system = systems.System(Path(), {}, logged)
-    assert reporting._mean_loss(system) == 3.0
-    assert reporting._mean_loss(systems.System(Path(), {}, [*logged, {"step": 3, "train_loss": 2.5}])) == 2.5
-
-
-def test_figures_are_written_so_that_they_can_be_read() -> None:
-    assert [tables.number(value) for value in (0.12345, 12345, 123.456, None, float("nan"), True)] == [
-        "0.1235",
-        "12,345",
-        "123.46",
-        "–",
-        "–",
-        "–",
-    ]
-    assert [tables.duration(value) for value in (4.4, 125, 3721, None)] == ["4 s", "2 min 05 s", "1 h 02 min", "–"]
-    assert tables.difference(score(0.1, 0.05)) == "+0.1000 [+0.0500, +0.1500] *"
-    assert tables.difference(score(0.1, 0.2)) == "+0.1000 [-0.1000, +0.3000]"
-    assert tables.difference(None) == "–"
-
-
-def _leaves(value: Any) -> set[Any]:
-    """Every number and text below a value, lists and mappings taken apart."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return {leaf for item in value for leaf in _leaves(item)}
-    return set() if value is None else {value}
-
-
 def test_published_scores_of_another_scoring_model_are_not_drawn_beside_measured_ones(tmp_path: Path) -> None:
     recipe = "phi4-mini-african-history"
     path = write_result(tmp_path, "lora", 0.5, recipe=recipe)
@@ -288,33 +257,3 @@ def test_the_answers_page_is_linked_where_it_lies_below_the_report(outputs: Path
         assert tool("report", folder).returncode == 0
         assert f"]({link})" in (folder / "README.md").read_text()
         assert f'href="{link}"' in (folder / "index.html").read_text()
-
-
-@pytest.mark.skipif(not SHARED.is_file(), reason="the facts of the reference projects (shared/facts) are not here")
-def test_the_published_figures_are_those_of_the_reference_projects() -> None:
-    facts = json.loads(SHARED.read_text())
-    ours = json.loads(systems.PUBLISHED.read_text())
-    by_name = {row["system"]: row for row in systems.published("phi4-mini-african-history")}
-    assert len(by_name) == 5
-    for theirs in facts["lorafrica"]["results"]:
-        row = by_name[theirs["system"].replace("baseline", "base")]
-        assert row["adapter"] == theirs["adapter"] and row["source"] == facts["lorafrica"]["source"]
-        assert row["metrics"] == {
-            "bertscore_f1": theirs["bertscore_f1"],
-            "tinyMMLU_acc_norm": theirs["tinyMMLU"],
-            "tinyTruthfulQA_acc": theirs["tinyTruthfulQA"],
-        }
-    peft, theirs = by_name["peft lora"]["training"], facts["lorafrica"]["peft_run"]
-    assert (peft["train_loss"], peft["steps"]) == (theirs["train_loss"], theirs["global_steps"])
-    assert (peft["seconds"], peft["trainable_parameters"]) == (theirs["train_runtime_s"], theirs["trainable_params"])
-    (phi,) = systems.published("phi1.5-alpaca-gpt4")
-    theirs = facts["phi1_5_alpaca_gpt4"]
-    assert phi["training"] == {
-        "train_loss": theirs["results"]["train_loss"],
-        "eval_loss": theirs["results"]["validation_loss"],
-        "steps": theirs["training"]["max_steps"],
-        "trainable_parameters": theirs["trainable_params"],
-    }
-    words = {"text (instruction, input and response in the Alpaca prompt)", "baseline"}
-    missing = _leaves(facts) - _leaves(ours) - words
-    assert not missing, "figures of the facts that results/published.json does not hold"
