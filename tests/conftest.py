@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import tiny as tiny_model
+
 # Before anything imports the libraries that read them; subprocesses inherit them.
 _HF_HOME = tempfile.mkdtemp(prefix="lora-recipes-tests-")
 os.environ |= {
@@ -22,7 +24,6 @@ from lora_recipes import ROOT, embedded, rendering, runfile  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
-import tiny as tiny_model  # noqa: E402
 
 hypothesis.settings.register_profile("tests", database=None, derandomize=True)  # the same examples in every run
 hypothesis.settings.load_profile("tests")

@@ -16,7 +16,10 @@ def test_push_sends_three_splits_to_a_fake_of_the_hub(built, monkeypatch):
     import datasets
 
     sent = {}
-    fake = lambda data, repo, private=None: sent.update(rows=data.num_rows, repo=repo, private=private)  # noqa: E731
+
+    def fake(data, repo, private=None):
+        sent.update(rows=data.num_rows, repo=repo, private=private)
+
     monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", fake)
     done = call("push", built, "me/history", "--private")
     assert done.exit_code == 0, done.output

@@ -19,6 +19,9 @@ from click.testing import CliRunner, Result
 from tiny import save_adapter
 
 RECIPE = "smollm2-african-history"
+BF16 = "bf16=true"
+"""As the recipe has it: what shares a batch with a question shows in its answer."""
+
 FEW = ("--limit", "6", "--max-new-tokens", "8", "--batch-size", "2")
 
 
@@ -109,7 +112,7 @@ def test_answers_are_the_most_likely_tokens_whatever_the_model_samples_by_defaul
 
 @pytest.mark.slow
 def test_the_section_holds_what_a_report_needs(trained: Callable[..., Path], tmp_path: Path) -> None:
-    done = evaluate(trained("lora", "bf16=true"), "--split", "validation", *FEW)
+    done = evaluate(trained("lora", BF16), "--split", "validation", *FEW)
     assert done.exit_code == 0, done.output
     folder = tmp_path / "outputs" / RECIPE / "lora"
     found = section(folder, "evaluation-validation")
@@ -138,7 +141,7 @@ def test_the_section_holds_what_a_report_needs(trained: Callable[..., Path], tmp
 def test_after_a_truncated_last_line_only_what_is_missing_is_answered(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run = trained()
+    run = trained("lora", BF16)
     path = tmp_path / "outputs" / RECIPE / "lora" / "answers-test.jsonl"
     assert evaluate(run, *FEW).exit_code == 0
     before = path.read_bytes()
@@ -175,7 +178,7 @@ def test_a_killed_evaluation_goes_on_to_the_answers_of_an_undisturbed_one(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     args = ("--limit", "40", "--max-new-tokens", "32", "--batch-size", "2")
-    run = trained("lora")
+    run = trained("lora", BF16)
     path = tmp_path / "outputs" / RECIPE / "lora" / "answers-test.jsonl"
     command = [sys.executable, str(ROOT / "tools" / "eval.py"), str(run), *args]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -191,7 +194,7 @@ def test_a_killed_evaluation_goes_on_to_the_answers_of_an_undisturbed_one(
     done = evaluate(run, *args)
     assert done.exit_code == 0, done.output
     assert section(path.parent)["answered_now"] == 40 - answered
-    undisturbed = trained("peft")
+    undisturbed = trained("peft", BF16)
     assert evaluate(undisturbed, *args).exit_code == 0
     assert path.read_bytes() == (path.parent.parent / "peft" / path.name).read_bytes()
 
