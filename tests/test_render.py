@@ -223,10 +223,27 @@ def test_set_of_one_data_set_leaves_the_other_alone():
     assert run["test_datasets"][0]["type"]["system_prompt"] != "x"
 
 
-@pytest.mark.parametrize(("gpus", "steps"), [(1, 4), (2, 2), (4, 1)])
-def test_the_global_batch_stays_when_gpus_change(gpus, steps):
-    run = parsed("phi4-mini-african-history", "ds2", f"gpus={gpus}")
-    assert run["gradient_accumulation_steps"] == steps and run["micro_batch_size"] == 2
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "micro", "steps"),
+    [
+        ("phi4-mini-african-history", 1, 8, 1),
+        ("phi4-mini-african-history", 4, 2, 1),
+        ("mistral-african-history", 1, 4, 2),
+        ("mistral-african-history", 2, 4, 1),
+        ("phi1.5-alpaca-gpt4", 1, 2, 8),
+        ("phi1.5-alpaca-gpt4", 4, 2, 2),
+    ],
+)
+def test_the_global_batch_stays_when_gpus_change(recipe, gpus, micro, steps):
+    run = parsed(recipe, "ds2", f"gpus={gpus}")
+    assert (run["micro_batch_size"], run["gradient_accumulation_steps"]) == (micro, steps)
+    assert micro * steps * gpus == ingredients.load_recipe(recipe).facts["global_batch"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_gpu_gets_eight_short_rows_a_pass_and_an_as_published_recipe_what_was_published(recipe):
+    rows = {"mistral-african-history": 4, "phi1.5-alpaca-gpt4": 2}.get(recipe, 8)
+    assert parsed(recipe, "lora")["micro_batch_size"] == (2 if recipe.endswith("as-published") else rows)
 
 
 def test_an_undefined_name_in_a_template_is_an_error_with_its_line(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,9 @@ import click
 
 def derive(made: Rendered) -> None:
     """What follows from the rest: the share of each step in the global batch, and where outputs go."""
-    run, facts = made.run, made.facts
+    run = made.run
     if "gradient_accumulation_steps" not in made.set_keys and "gradient_accumulation_steps" not in run:
-        per_step = run.get("micro_batch_size", 1) * facts["gpus"]
-        steps, rest = divmod(facts["global_batch"], per_step)
-        if rest or not steps:
-            raise click.UsageError(
-                f"a global batch of {facts['global_batch']} cannot be made of {facts['gpus']} x micro_batch_size "
-                f"{run.get('micro_batch_size', 1)}; --set micro_batch_size, gpus or global_batch so that it divides."
-            )
-        run["gradient_accumulation_steps"] = steps
-        where = f"{facts['gpus']} processes" if facts["gpus"] > 1 else "one process" if facts["cpu"] else "one GPU"
-        more = "" if facts["gpus"] > 1 else "; render --set gpus=2 keeps it"
-        made.comments["gradient_accumulation_steps",] = f"global batch {facts['global_batch']} on {where}{more}"
+        _share_batch(made)
     if "dataset_prepared_path" not in run:
         digest = data_digest(run)
         run["dataset_prepared_path"] = f".cache/prepared/{made.name}{digest and '-' + digest}"
@@ -33,6 +24,28 @@ def derive(made: Rendered) -> None:
             made.comments["dataset_prepared_path",] = "a hash of the rows: Axolotl's cache ignores them"
     if "output_dir" not in run:
         run["output_dir"] = f"outputs/{made.name}/{made.variant}"
+
+
+def _share_batch(made: Rendered) -> None:
+    """Micro batch and accumulation that make the global batch; several GPUs may need a smaller micro batch."""
+    run, facts = made.run, made.facts
+    gpus, batch = facts["gpus"], facts["global_batch"]
+    if "micro_batch_size" not in made.set_keys and batch % gpus == 0:
+        fitting = math.gcd(run.get("micro_batch_size", 1), batch // gpus)
+        if fitting != run.get("micro_batch_size", 1):
+            run["micro_batch_size"] = fitting
+            forget_comments(made, ("micro_batch_size",))
+    micro = run.get("micro_batch_size", 1)
+    steps, rest = divmod(batch, micro * gpus)
+    if rest or not steps:
+        raise click.UsageError(
+            f"a global batch of {batch} cannot be made of {gpus} x micro_batch_size {micro}; "
+            "--set micro_batch_size, gpus or global_batch so that it divides."
+        )
+    run["gradient_accumulation_steps"] = steps
+    where = f"{gpus} processes" if gpus > 1 else "one process" if facts["cpu"] else "one GPU"
+    more = "" if gpus > 1 else "; render --set gpus=2 keeps it"
+    made.comments["gradient_accumulation_steps",] = f"global batch {batch} on {where}{more}"
 
 
 def data_digest(run: dict[str, Any], root: Path = ROOT) -> str:
