@@ -24,7 +24,7 @@ COLOURS = {"train": "#0072B2", "evaluate": "#D55E00"}
 """Okabe and Ito's blue and vermilion, as in the report's plots."""
 
 
-def prepare(data: Path, wanted: list[int], adapters: int, sequence_len: int) -> list[int]:
+def prepare(data: Path | None, wanted: list[int], adapters: int, sequence_len: int) -> list[int]:
     """Write rows and run files into WORK; the numbers of rows, the last one less where there are fewer.
 
     A training run of n rows has the folder WORK/n; its questions are the rows that it trains on, because
@@ -39,7 +39,8 @@ def prepare(data: Path, wanted: list[int], adapters: int, sequence_len: int) -> 
     found = alpaca.fitting(alpaca.load(data), tokenizer, fmt, sequence_len)
     if len(found) < min(wanted):
         raise click.ClickException(
-            f"{data} has {len(found)} rows of at most {sequence_len} tokens; give smaller --rows or another --data."
+            f"{alpaca.name(data)}: {len(found)} rows of at most {sequence_len} tokens; "
+            "give smaller --rows or another --data."
         )
     counts = available(wanted, len(found))
     for count in counts:
@@ -171,7 +172,7 @@ def _counts(context: click.Context, parameter: click.Parameter, value: str) -> l
 @click.option(
     "--data",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="rows in Alpaca's columns  [default: LLaMA-Factory's demo rows, else the embedded data]",
+    help="rows in Alpaca's columns  [default: made rows as long as LLaMA-Factory's demo rows]",
 )
 @click.option("--rows", default="250,500,1000", show_default=True, callback=_counts, metavar="N,N", help="rows")
 @click.option("--adapters", default="1,2,4,8", show_default=True, callback=_counts, metavar="N,N", help="adapters")
@@ -198,8 +199,7 @@ def main(
       bench/growth.py --rows 32,64 --adapters 1,2 --questions 8
     """
     libraries.quiet()
-    path = alpaca.source(data)
-    counts = prepare(path, rows, max(adapters), sequence_len)
+    counts = prepare(data, rows, max(adapters), sequence_len)
     smallest, answers = counts[0], ("--max-new-tokens", max_new_tokens)
     asked = min(questions, smallest)
     ways = [_way(f"train {count} rows", "train", count) for count in counts]
@@ -212,7 +212,7 @@ def main(
         "growth",
         ways,
         measured,
-        data=path.name,
+        data=alpaca.name(data),
         rows=counts,
         adapters=adapters,
         questions=asked,

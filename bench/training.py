@@ -71,7 +71,7 @@ LLAMA_FACTORY: dict[str, dict[str, Any]] = {
 }
 
 
-def prepare(data: Path, wanted: int, sequence_len: int) -> dict[str, Any]:
+def prepare(data: Path | None, wanted: int, sequence_len: int) -> dict[str, Any]:
     """Write rows and run files into WORK; gives the settings that the result notes.
 
     Raises click.ClickException for fewer rows of at most sequence_len tokens than wanted.
@@ -85,7 +85,7 @@ def prepare(data: Path, wanted: int, sequence_len: int) -> dict[str, Any]:
     found = alpaca.fitting(alpaca.load(data), tokenizer, fmt, sequence_len)
     if len(found) < wanted + VALIDATION:
         raise click.ClickException(
-            f"{data} has {len(found)} rows of at most {sequence_len} tokens, {VALIDATION} of them validate; "
+            f"{alpaca.name(data)}: {len(found)} rows of at most {sequence_len} tokens, {VALIDATION} of them validate; "
             f"give --rows {max(0, len(found) - VALIDATION)} or fewer."
         )
     train, validation = found[:wanted], found[wanted : wanted + VALIDATION]
@@ -96,7 +96,7 @@ def prepare(data: Path, wanted: int, sequence_len: int) -> dict[str, Any]:
     assert made is not None
     tokens, trained = made.tokens, made.trained_tokens
     return {
-        "data": data.name,
+        "data": alpaca.name(data),
         "rows": wanted,
         "sequence_len": sequence_len,
         "dtype": measuring.dtype(),
@@ -138,7 +138,7 @@ def common(output: Path, train: Path, validation: Path, sequence_len: int) -> tu
 @click.option(
     "--data",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="rows in Alpaca's columns  [default: LLaMA-Factory's demo rows, else the embedded data]",
+    help="rows in Alpaca's columns  [default: made rows as long as LLaMA-Factory's demo rows]",
 )
 @click.option("--rows", default=96, show_default=True, type=click.IntRange(8), help="training rows, in file order")
 @click.option("--sequence-len", default=512, show_default=True, type=click.IntRange(64), help="longest row in tokens")
@@ -155,7 +155,7 @@ def main(data: Path | None, rows: int, sequence_len: int, rounds: int, ways: str
     if strange := set(chosen) - set(WAYS):
         raise click.UsageError(f"--ways {sorted(strange)[0]}: expected some of {', '.join(WAYS)}.")
     libraries.quiet()
-    settings = prepare(alpaca.source(data), rows, sequence_len)
+    settings = prepare(data, rows, sequence_len)
     shutil.rmtree(WORK / "compiled", ignore_errors=True)
     started = [_way("matmul", settings, MATRIX), *(_way(name, settings, WAYS[name]) for name in chosen)]
     measured = measuring.interleave(started, rounds, WORK / "log.txt")

@@ -7,10 +7,10 @@ import sys
 
 from lora_recipes import ROOT, batches, models, questions, rendering, rows, runfile
 
+import alpaca
 import pytest
 
 RECIPE = "phi1.5-alpaca-gpt4"
-REAL = ROOT.parent / "shared" / "data" / "alpaca_en_demo.json"
 ENDING = "### Response:\n"
 # Adam divides a gradient by its own size plus epsilon: at 1e-8 a weight whose gradient is as good as zero moves by a
 # whole learning rate, one way or the other by the order of a sum. At 1e-3 adapters differ as little as gradients do.
@@ -23,11 +23,13 @@ SMALL = (
 
 def made_up():
     """Twenty rows in the columns of alpaca-gpt4; every second one has an input."""
-    for number in range(20):
-        given = {"instruction": f"Double the number {number}.", "input": ""}
-        if number % 2:
-            given = {"instruction": "Double this number.", "input": f"{number}\nas digits"}
-        yield {**given, "output": f"It is {2 * number}.", "text": "not read"}
+    asked = [
+        {"instruction": "Double this number.", "input": f"{number}\nas digits"}
+        if number % 2
+        else {"instruction": f"Double the number {number}.", "input": ""}
+        for number in range(20)
+    ]
+    return [{**row, "output": f"It is {2 * number}.", "text": "not read"} for number, row in enumerate(asked)]
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def write(tmp_path, embedded_model):
 
     def write(data, name, *settings):
         path = tmp_path / "alpaca.json"
-        path.write_text(json.dumps(list(data)))
+        path.write_text(json.dumps(data))
         data_at = (f"datasets.0.path={path}", f"test_datasets.0.path={path}")
         where = (f"base_model={embedded_model}", f"output_dir={tmp_path}/outputs/{RECIPE}/{name}", *data_at)
         text = rendering.render(RECIPE, "lora", (*where, *SMALL, *settings))
@@ -75,10 +77,8 @@ def test_the_end_token_keeps_its_loss_although_it_is_the_padding_too(write):
     assert ends == [1, 1, 1, 1] and (batch["labels"][batch["attention_mask"] == 0] == -100).all()
 
 
-def test_real_rows_of_the_schema_are_read_and_asked_as_trained(write):
-    if not REAL.is_file():
-        pytest.skip("the Alpaca rows (../shared/data/alpaca_en_demo.json) are not on this machine")
-    run = runfile.load(write(json.loads(REAL.read_text()), "real"))
+def test_a_thousand_rows_of_real_lengths_are_read_and_asked_as_trained(write):
+    run = runfile.load(write(alpaca.made(), "long"))
     assert [len(rows.load_rows(run, part)) for part in ("train", "validation")] == [799, 100]
     found, disparity = questions.load(run, models.load_tokenizer(run), "test")
     assert len(found) == 100 and disparity == ""
@@ -98,10 +98,7 @@ def ran(command, **options):
 
 @pytest.mark.slow
 def test_both_trainers_give_one_adapter_and_it_is_asked_as_trained(write, tmp_path):
-    data = made_up()
-    if REAL.is_file():
-        data = sorted(json.loads(REAL.read_text()), key=lambda row: sum(map(len, row.values())))[:20]
-    plain, axolotl = (write(data, name) for name in ("plain", "axolotl"))
+    plain, axolotl = (write(made_up(), name) for name in ("plain", "axolotl"))
     ran([sys.executable, ROOT / "tools" / "train.py", plain])
     environment = os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
     ran(["bash", "-c", f"cat '{axolotl}' | axolotl train -"], env=environment, cwd=tmp_path)

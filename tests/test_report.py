@@ -14,7 +14,6 @@ from lora_recipes import ROOT, plots, systems
 import pytest
 from PIL import Image, ImageColor
 
-SHARED = ROOT.parent / "shared" / "facts" / "published.json"
 ENVIRONMENT = {
     "git_commit": "0123456789abcdef",
     "git_dirty": True,

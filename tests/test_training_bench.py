@@ -32,11 +32,17 @@ def test_a_file_of_something_else_is_refused_in_a_sentence(tmp_path, text):
         alpaca.load(tmp_path / "rows.json")
 
 
-def test_the_embedded_data_serve_where_nothing_else_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(alpaca, "DEFAULT", tmp_path / "absent.json")
-    assert alpaca.source(None) == alpaca.EMBEDDED and alpaca.source(tmp_path) == tmp_path
-    rows = alpaca.load(alpaca.EMBEDDED)
-    assert len(rows) == 543 and all(row["instruction"] and row["output"] for row in rows)
+def test_without_a_file_there_are_rows_as_long_as_the_real_ones_and_the_same_each_time(embedded_model):
+    from transformers import AutoTokenizer
+
+    rows, tokenizer = alpaca.load(None), AutoTokenizer.from_pretrained(embedded_model)
+    assert rows == alpaca.load(None) and len({json.dumps(row) for row in rows}) == len(rows) == 999
+    lengths = {name: [len(ids) for ids in tokenizer([row[name] for row in rows])["input_ids"]] for name in rows[0]}
+    real = {"instruction": 12271, "input": 6290, "output": 150126}
+    assert sum(map(sum, lengths.values())) == pytest.approx(sum(real.values()), rel=0.03)
+    found = sorted(length for length, row in zip(lengths["output"], rows, strict=True) if not row["input"])
+    assert found[len(found) // 2] == pytest.approx(alpaca.OUTPUT[10], rel=0.1)
+    assert sum(row["input"] > "" for row in rows) == pytest.approx(alpaca.WITH_INPUT, rel=0.05)
 
 
 def test_every_way_trains_the_same_tokens(tmp_path, monkeypatch):
