@@ -2,7 +2,7 @@
 
 import json
 
-from lora_recipes import ROOT
+from lora_recipes import ROOT, runfile
 from lora_recipes.checks import inputs, strategies
 from lora_recipes.checks.subject import Subject
 
@@ -10,12 +10,21 @@ import pytest
 
 
 @pytest.fixture
-def subject(tmp_path, monkeypatch):
-    """Check a text in an empty working directory: `subject(text)` with its findings."""
-    monkeypatch.chdir(tmp_path)
+def here(tmp_path, monkeypatch):
+    """An empty working directory, in a folder with nothing else; what lies beside the checkout is not found from it."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(runfile, "ROOT", folder)
+    return folder
+
+
+@pytest.fixture
+def subject(here):
+    """Check a text in the working directory: `subject(text)` with its findings."""
 
     def make(text):
-        (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+        (here / "run.yaml").write_text(text, encoding="utf-8")
         made = Subject("run.yaml")
         inputs.check(made)
         return made
@@ -31,9 +40,10 @@ def findings(subject):
 needs_axolotl = pytest.mark.skipif(strategies.package() is None, reason="Axolotl is not installed")
 
 
-@pytest.mark.parametrize("name", ["./models/x", "/nowhere/x", "../x", "~/models/x", "models/family/x", "my model"])
-def test_a_base_model_that_is_neither_there_nor_a_name_on_the_hub_is_an_error(findings, name):
-    assert [one[:3] for one in findings(f"base_model: {name}\n")] == [("error", "base-model", "base_model")]
+@pytest.mark.parametrize("name", ["./models/x", "{here}/x", "../x", "~/models/x", "models/family/x", "my model"])
+def test_a_base_model_that_is_neither_there_nor_a_name_on_the_hub_is_an_error(findings, here, name):
+    found = findings(f"base_model: {name.format(here=here)}\n")
+    assert [one[:3] for one in found] == [("error", "base-model", "base_model")]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "microsoft/Phi-4-mini-instruct", "01-ai/Yi-6B", "s3://bucket/a/b/c"])
@@ -41,16 +51,16 @@ def test_a_name_on_the_hub_is_no_error(findings, name):
     assert findings(f"base_model: {name}\n") == []
 
 
-def test_a_base_model_that_is_there_is_no_error(findings, tmp_path):
-    (tmp_path / "models" / "x").mkdir(parents=True)
+def test_a_base_model_that_is_there_is_no_error(findings, here):
+    (here / "models" / "x").mkdir(parents=True)
     assert findings("base_model: ./models/x\n") == []
 
 
-@pytest.mark.parametrize("path", ["rows.jsonl", "./rows", "/nowhere/rows", "data/rows", "~/rows.csv", "a/b/c"])
-def test_a_local_data_path_that_leads_nowhere_is_an_error(findings, tmp_path, path):
-    (tmp_path / "data").mkdir()
+@pytest.mark.parametrize("path", ["rows.jsonl", "./rows", "{here}/rows", "data/rows", "~/rows.csv", "a/b/c"])
+def test_a_local_data_path_that_leads_nowhere_is_an_error(findings, here, path):
+    (here / "data").mkdir()
     for key in ("datasets", "test_datasets"):
-        found = findings(f"{key}:\n  - path: {path}\n")
+        found = findings(f"{key}:\n  - path: {path.format(here=here)}\n")
         assert [one[:3] for one in found] == [("error", "data-files", f"{key}.0.path")]
 
 
@@ -59,9 +69,9 @@ def test_data_on_the_hub_are_no_error(findings, path):
     assert findings(f"datasets:\n  - path: {path}\n    data_files: [train.jsonl]\n") == []
 
 
-def test_data_files_that_match_nothing_are_an_error(findings, tmp_path):
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "a.jsonl").touch()
+def test_data_files_that_match_nothing_are_an_error(findings, here):
+    (here / "rows").mkdir()
+    (here / "rows" / "a.jsonl").touch()
     text = "datasets:\n  - path: rows\n    data_files: [{}]\n"
     for there in ("rows/a.jsonl", "a.jsonl", "'*.jsonl'"):
         assert findings(text.format(there)) == []
@@ -76,24 +86,24 @@ def test_a_deepspeed_file_that_is_absent_is_an_error_with_the_nearest_of_its_sta
 
 
 @pytest.mark.parametrize(("text", "words"), [('{"a": 1,\n', "line 2"), ("[1]", "no mapping")])
-def test_a_malformed_deepspeed_file_is_an_error_with_the_place(subject, tmp_path, text, words):
-    (tmp_path / "ds.json").write_text(text)
+def test_a_malformed_deepspeed_file_is_an_error_with_the_place(subject, here, text, words):
+    (here / "ds.json").write_text(text)
     made = subject("deepspeed: ds.json\n")
     (finding,) = made.report.findings
     assert finding.check == "deepspeed-file" and words in finding.found
     assert inputs.deepspeed_config(made) is None
 
 
-def test_deepspeed_settings_are_read_from_a_file_or_inline(subject, tmp_path):
+def test_deepspeed_settings_are_read_from_a_file_or_inline(subject, here):
     settings = {"zero_optimization": {"stage": 2}}
-    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    (here / "ds.json").write_text(json.dumps(settings))
     for value in ("ds.json", json.dumps(settings)):
         made = subject(f"deepspeed: {value}\n")
         assert made.report.findings == [] and inputs.deepspeed_config(made) == settings
 
 
-def test_a_plugin_that_cannot_be_imported_is_an_error(subject, tmp_path):
-    (tmp_path / "mine.py").touch()
+def test_a_plugin_that_cannot_be_imported_is_an_error(subject, here):
+    (here / "mine.py").touch()
     plugins = "[lora_recipes.plugin.CpuPlugin, mine.Plugin, lora_recipe.plugin.CpuPlugin, nodot, 3]"
     found = subject(f"plugins: {plugins}\n").report.findings
     assert [(one.check, one.key) for one in found] == [("plugin", "plugins.2"), ("plugin", "plugins.3")]
@@ -118,9 +128,9 @@ def test_axolotl_plugins_are_found_by_their_long_and_short_names(findings):
         *[("chatml.intel", "ipo"), ("rewards.gsm8k", "grpo")],
     ],
 )
-def test_each_type_that_axolotl_resolves_is_accepted(findings, tmp_path, kind, rl):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "formats.py").touch()
+def test_each_type_that_axolotl_resolves_is_accepted(findings, here, kind, rl):
+    (here / "mine").mkdir()
+    (here / "mine" / "formats.py").touch()
     assert findings(f"rl: {rl or ''}\ndatasets:\n  - path: a/b\n    type: {kind}\n") == []
 
 
@@ -142,8 +152,8 @@ def test_each_type_that_axolotl_resolves_is_accepted(findings, tmp_path, kind, r
         ("..", None, "mapping"),
     ],
 )
-def test_a_type_that_axolotl_has_not_is_an_error_with_the_nearest(findings, tmp_path, kind, rl, near):
-    (tmp_path / "mine" / "formats" / "load_rows").mkdir(parents=True)
+def test_a_type_that_axolotl_has_not_is_an_error_with_the_nearest(findings, here, kind, rl, near):
+    (here / "mine" / "formats" / "load_rows").mkdir(parents=True)
     (finding,) = findings(f"rl: {rl or ''}\ndatasets:\n  - path: a/b\n    type: {kind!r}\n")
     assert finding[:3] == ("error", "dataset-type", "datasets.0.type")
     assert near in finding[3]
@@ -167,8 +177,8 @@ def test_a_chat_template_that_axolotl_has_not_is_an_error(findings, text, fix):
 
 
 @needs_axolotl
-def test_chat_templates_of_axolotl_and_ones_own_are_accepted(findings, tmp_path):
-    (tmp_path / "mine.jinja").touch()
+def test_chat_templates_of_axolotl_and_ones_own_are_accepted(findings, here):
+    (here / "mine.jinja").touch()
     for name in ("chatml", "phi_4", "tokenizer_default", "tokenizer_default_fallback_chatml"):
         assert findings(f"chat_template: {name}\n") == []
     for jinja in ("mine.jinja", "'{{ messages }}'"):
