@@ -2,8 +2,9 @@
 
 import json
 
-from lora_recipes import ROOT
+from lora_recipes import ROOT, processes
 from lora_recipes.checks import arithmetic
+from lora_recipes.checks import deepspeed as ds
 from lora_recipes.checks.subject import Limits, Subject
 
 import pytest
@@ -127,12 +128,46 @@ def test_the_precision_of_deepspeed_must_be_that_of_the_run_file(deepspeed, name
         assert deepspeed({name: {"enabled": there}}, f"{name}: {here}\n") == []
 
 
-def test_offload_of_an_adapters_optimizer_is_a_warning_with_what_it_would_free(deepspeed):
+def test_offload_of_an_adapters_optimizer_is_a_warning_with_what_it_would_free(deepspeed, monkeypatch):
+    monkeypatch.setattr(ds, "_compiled", lambda subject: None)
     zero = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     ((severity, check, found),) = deepspeed(zero, "adapter: lora\n", trainable=5_000_000)
     assert (severity, check) == ("warning", "deepspeed-offload")
     assert "40 MB for 5,000,000 trained parameters" in found
     assert deepspeed(zero, "micro_batch_size: 1\n") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "gpu", "missing", "severity"),
+    [
+        ("", False, [], "note"),  # it trains elsewhere, and what is there is not known
+        ("", False, ["ninja"], "note"),
+        ("", True, [], None),
+        ("", True, ["that nvcc (CUDA_HOME does not exist)"], "warning"),
+        ("plugins: [lora_recipes.plugin.CpuPlugin]\n", False, [], None),
+        ("plugins: [lora_recipes.plugin.CpuPlugin]\n", False, ["g++", "ninja"], "warning"),
+    ],
+)
+def test_what_deepspeed_compiles_when_training_begins_is_said_before(
+    deepspeed, monkeypatch, text, gpu, missing, severity
+):
+    monkeypatch.setattr(processes, "on_cpu", lambda: not gpu)
+    monkeypatch.setattr(ds, "_missing_compilers", lambda: missing)
+    zero = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    found = deepspeed(zero, text)
+    assert [one[:2] for one in found] == ([(severity, "deepspeed-compiler")] if severity else [])
+    assert all(name in found[0][2] for name in missing)
+    assert deepspeed({"zero_optimization": {"stage": 2}}, text, processes=2) == []
+
+
+def test_compilers_that_are_not_on_the_path_are_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "on_cpu", lambda: True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ds._missing_compilers() == ["g++", "ninja"]
+    for name in ("c++", "ninja"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert ds._missing_compilers() == []
 
 
 def test_zero_on_one_process_is_a_note_and_on_two_is_fine(deepspeed):

@@ -47,8 +47,9 @@ def main(
 ) -> None:
     """Check a run file before it is trained; - reads it from stdin.
 
-    On a CPU, without weights: keys, target modules, prompt and masks of every training row, batch
-    arithmetic, DeepSpeed, leakage, secrets and the traps of the pinned Axolotl. Exit 1 on an error.
+    On a CPU, without weights: keys, target modules, kernels and attention, prompt and masks of every
+    training row, batch arithmetic, DeepSpeed, leakage, secrets and the traps of the pinned Axolotl.
+    Exit 1 on an error, and when a check itself fails.
 
     \b
     Example:

@@ -1,7 +1,7 @@
 """Axolotl in a process of its own, for tools/check.py: it takes ten seconds to import and sets environment variables.
 
-Reads one job a line from stdin as JSON, writes one answer a line to what was stdout; all that Axolotl
-prints goes to stderr. `python -m lora_recipes.checks.axolotl_worker`
+Reads one job a line from stdin as JSON, with the folder `at` which it is done, and writes one answer a line to what was
+stdout; all that Axolotl prints goes to stderr. `python -m lora_recipes.checks.axolotl_worker`
 """
 
 import json
@@ -14,23 +14,28 @@ from typing import Any
 CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 
 
-def validate(config: dict[str, Any]) -> list[dict[str, str]]:
-    """What Axolotl's own validation refuses, as key and message."""
+def validate(config: dict[str, Any], model: str | None) -> dict[str, Any]:
+    """What Axolotl's own validation refuses, as key and message, under `refused`.
+
+    Where it refuses nothing and there is a base model, `load` is what happens to it then, as axolotl_load.ask has it.
+    """
+    from lora_recipes.checks import axolotl_load
+
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
     from pydantic import ValidationError
 
-    _register_plugins(config)
     try:
-        validate_config(DictDefault(config), capabilities=CAPABILITIES, env_capabilities={"torch_version": "2.13.0"})
+        _register_plugins(config)
+        cfg = validate_config(
+            DictDefault(config), capabilities=CAPABILITIES, env_capabilities={"torch_version": "2.13.0"}
+        )
     except ValidationError as error:
-        return [
-            {"key": ".".join(str(part) for part in one["loc"]), "message": one["msg"], "kind": one["type"]}
-            for one in error.errors()
-        ]
-    except (ValueError, NotImplementedError) as error:
-        return [{"key": "", "message": " ".join(str(error).split()) or type(error).__name__, "kind": "value_error"}]
-    return []
+        found = [{"key": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in error.errors()]
+        return {"refused": found}
+    except Exception as error:  # of every type: plugins and their validators are anybody's code
+        return {"refused": [{"key": "", "message": axolotl_load.words(error)}]}
+    return {"refused": [], "load": axolotl_load.ask(cfg, model) if model else {}}
 
 
 def _register_plugins(config: dict[str, Any]) -> None:
@@ -77,10 +82,12 @@ def tokenize(config: dict[str, Any], entry: dict[str, Any], tokenizer: str, rows
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.path.append("")  # the working directory last: a run file may name a module in it
     jobs: dict[str, Callable[..., Any]] = {"validate": validate, "tokenize": tokenize}
     for line in sys.stdin:
         job = json.loads(line)
         try:
+            os.chdir(job.pop("at"))  # where the file's relative paths count from
             answer = {"answer": jobs[job.pop("do")](**job)}
         except Exception as error:  # the next job is asked all the same
             answer = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}

@@ -1,12 +1,15 @@
 """DeepSpeed settings that disagree with the run file, or buy nothing."""
 
+import importlib.util
+import shutil
 from typing import Any
 
-from lora_recipes.checks import inputs
+from lora_recipes import processes
+from lora_recipes.checks import inputs, machine
 from lora_recipes.checks.subject import Subject
 
 
-def check(subject: Subject, micro: int, accumulation: int, processes: int) -> None:
+def check(subject: Subject, micro: int, accumulation: int, ranks: int) -> None:
     """Batch sizes and precision against the run file's; offload, overlap, ZeRO on one process, ZeRO-3 with 4-bit."""
     settings = inputs.deepspeed_config(subject)
     if settings is None:
@@ -14,7 +17,7 @@ def check(subject: Subject, micro: int, accumulation: int, processes: int) -> No
     wanted = {
         "train_micro_batch_size_per_gpu": (micro, f"micro_batch_size is {micro}"),
         "gradient_accumulation_steps": (accumulation, f"gradient_accumulation_steps is {accumulation}"),
-        "train_batch_size": (micro * accumulation * processes, f"{micro} x {accumulation} x {_count(processes)}"),
+        "train_batch_size": (micro * accumulation * ranks, f"{micro} x {accumulation} x {_count(ranks)}"),
     }
     for name, (value, why) in wanted.items():
         found = settings.get(name)
@@ -28,11 +31,11 @@ def check(subject: Subject, micro: int, accumulation: int, processes: int) -> No
             )
     for name in ("bf16", "fp16"):
         _precision(subject, name, settings)
-    _zero(subject, settings, processes)
+    _zero(subject, settings, ranks)
 
 
-def _count(processes: int) -> str:
-    return f"{processes} process{'' if processes == 1 else 'es'}"
+def _count(ranks: int) -> str:
+    return f"{ranks} process{'' if ranks == 1 else 'es'}"
 
 
 def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def _precision(subject: Subject, name: str, settings: dict[str, Any]) -> None:
         )
 
 
-def _zero(subject: Subject, settings: dict[str, Any], processes: int) -> None:
+def _zero(subject: Subject, settings: dict[str, Any], ranks: int) -> None:
     zero = _section(settings, "zero_optimization")
     stage = zero.get("stage")
     offload = [name for name in ("offload_optimizer", "offload_param") if _offloads(zero, name)]
@@ -73,9 +76,11 @@ def _zero(subject: Subject, settings: dict[str, Any], processes: int) -> None:
             "false: an adapter's gradients are a few MB, and overlapping their exchange gains nothing",
             'write "overlap_comm": false',
         )
+    if "offload_optimizer" in offload:
+        _compiled(subject)
     if subject.config.get("adapter") and offload:
         _offload(subject, stage, offload)
-    elif isinstance(stage, int) and stage > 0 and processes == 1 and not offload:
+    elif isinstance(stage, int) and stage > 0 and ranks == 1 and not offload:
         subject.note(
             "deepspeed-one-gpu",
             "deepspeed",
@@ -87,6 +92,42 @@ def _zero(subject: Subject, settings: dict[str, Any], processes: int) -> None:
 
 def _offloads(zero: dict[str, Any], name: str) -> bool:
     return _section(zero, name).get("device") in ("cpu", "nvme")
+
+
+def _compiled(subject: Subject) -> None:
+    """DeepSpeed's CPU Adam is no binary: it is compiled when training begins (deepspeed/ops/op_builder)."""
+    if importlib.util.find_spec("torch") is None:
+        return subject.report.skip("compilers for DeepSpeed's CPU Adam", "torch is not installed here")
+    missing = _missing_compilers()
+    here = machine.meant_for_cpu(subject) or not processes.on_cpu()
+    if here and not missing:
+        return None
+    lacks = f"; this machine lacks {' and '.join(missing)}" if missing else ""
+    return subject.find(
+        "warning" if here else "note",
+        "deepspeed-compiler",
+        "deepspeed",
+        f"offload_optimizer: DeepSpeed compiles its CPU Adam when training begins{lacks}",
+        "where it trains g++ and ninja, and on a GPU nvcc of the CUDA release that PyTorch was built for",
+        "install them there, or take deepspeed_configs/zero2.json, which compiles nothing",
+    )
+
+
+def _missing_compilers() -> list[str]:
+    """Asked of torch and DeepSpeed, for its builder's is_compatible() says yes anywhere."""
+    import torch
+    from torch.utils import cpp_extension
+
+    missing = [] if shutil.which(cpp_extension.get_cxx_compiler()) else ["g++"]
+    missing += [] if cpp_extension.is_ninja_available() else ["ninja"]
+    if torch.version.cuda and not processes.on_cpu():
+        from deepspeed.ops.op_builder.builder import assert_no_cuda_mismatch
+
+        try:
+            assert_no_cuda_mismatch()
+        except Exception as error:  # it raises Exception itself, and what running nvcc raises
+            missing.append(f"that nvcc ({' '.join(str(error).split())[:160]})")
+    return missing
 
 
 def _offload(subject: Subject, stage: Any, offload: list[str]) -> None:

@@ -22,13 +22,14 @@ def check(subject: Subject) -> None:
     _emulated_bf16(subject)
 
 
-def _for_cpu(subject: Subject) -> bool:
+def meant_for_cpu(subject: Subject) -> bool:
+    """Whether the file is meant for a CPU: it names our plugin for one."""
     plugins = subject.config.get("plugins")
     return isinstance(plugins, list) and _CPU_PLUGIN in plugins
 
 
 def _needs_gpu(subject: Subject) -> None:
-    for_cpu = _for_cpu(subject)
+    for_cpu = meant_for_cpu(subject)
     found = [f"{key}: {str(value).lower()}" for key, value in _gpu_keys(subject.config, for_cpu)]
     if not found or not processes.on_cpu():
         return
@@ -47,7 +48,7 @@ def _needs_gpu(subject: Subject) -> None:
 
 
 def _emulated_bf16(subject: Subject) -> None:
-    if subject.config.get("bf16") is not True or not _for_cpu(subject) or processes.has_bf16():
+    if subject.config.get("bf16") is not True or not meant_for_cpu(subject) or processes.has_bf16():
         return
     subject.warning(
         "emulated-bf16",

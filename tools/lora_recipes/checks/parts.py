@@ -126,9 +126,18 @@ def _tokenize(subject: Subject, part: Part, axolotl: Axolotl) -> None:
         lines = "".join(json.dumps(row, default=str) + "\n" for row in part.rows)
         Path(folder, "rows.jsonl").write_text(lines, encoding="utf-8")
         config = {"sequence_len": 512, "train_on_inputs": False, **subject.config}
-        problem = axolotl.tokenize(config, subject.entries("datasets")[int(part.key.split(".")[1])], folder)
+        problem = axolotl.tokenize(subject, config, subject.entries("datasets")[int(part.key.split(".")[1])], folder)
+        if problem and part.made_up:
+            subject.report.skip(f"{part.key} prompt", f"Axolotl cannot tokenize a made-up row ({problem})")
+            return
         if problem:
-            subject.report.skip(f"{part.key} prompt", f"Axolotl cannot tokenize the rows ({problem})")
+            subject.error(
+                "data",
+                f"{part.key}.type",
+                f"Axolotl cannot tokenize the rows with this type ({problem})",
+                "rows as the type expects them",
+                "take the type that fits the rows, or change their columns",
+            )
             return
         text = Path(folder, "examples.jsonl").read_text(encoding="utf-8")
     part.examples = [json.loads(line) for line in text.splitlines()]

@@ -8,6 +8,7 @@ from lora_recipes.checks import (
     arithmetic,
     inputs,
     leaks,
+    loading,
     machine,
     masks,
     parity,
@@ -32,28 +33,32 @@ def run(
     Raises click.ClickException when the file is no YAML mapping at all.
     """
     subject = Subject(source, model_dir, limits)
-    axolotl.ask_validation(subject)  # it imports while the rest goes on
-    for check in (structure.check, secrets.check, inputs.check, traps.check, machine.check, targets.check):
-        _guarded(subject, check)
-    training = _guarded(subject, lambda one: parts.load(one, "datasets", axolotl)) or []
-    lengths = _guarded(subject, lambda one: parity.check(one, training)) or {}
-    counts = _guarded(subject, lambda one: masks.check(one, training, lengths))
+    _guarded(subject, "Axolotl's validation", axolotl.ask_validation)  # it imports while the rest goes on
+    for module in (structure, secrets, inputs, traps, machine, targets, loading):
+        _guarded(subject, module.__name__.rpartition(".")[2], module.check)
+    training = _guarded(subject, "rows", lambda one: parts.load(one, "datasets", axolotl)) or []
+    lengths = _guarded(subject, "parity", lambda one: parity.check(one, training)) or {}
+    counts = _guarded(subject, "masks", lambda one: masks.check(one, training, lengths))
     rows = (counts.rows, counts.tokens) if counts else (_rows(training), None)
-    _guarded(subject, lambda one: arithmetic.check(one, *rows))
-    _guarded(subject, lambda one: _leakage(one, training))
-    _guarded(subject, axolotl.check)
+    _guarded(subject, "arithmetic", lambda one: arithmetic.check(one, *rows))
+    _guarded(subject, "leakage", lambda one: _leakage(one, training))
+    _guarded(subject, "Axolotl's validation", axolotl.check)
     return subject, training
 
 
-def _guarded(subject: Subject, check: Callable[[Subject], Any]) -> Any:
-    """A check that fails on a file nobody thought of must not hide what the others find."""
+def _guarded(subject: Subject, name: str, check: Callable[[Subject], Any]) -> Any:
+    """A check that fails on a file nobody thought of must not hide what the others find, nor pass for one that ran."""
     try:
         return check(subject)
-    except click.ClickException as error:
-        subject.report.skip(getattr(check, "__module__", "check").rpartition(".")[2], error.message)
     except Exception as error:
-        name = getattr(check, "__module__", "check").rpartition(".")[2]
-        subject.report.skip(name, f"this check itself failed, please report it ({type(error).__name__}: {error})")
+        words = error.message if isinstance(error, click.ClickException) else f"{type(error).__name__}: {error}"
+        subject.error(
+            "check-failed",
+            "the file",
+            f"the check of {name} itself failed ({' '.join(words.split())[:300]})",
+            "an answer; what it looks for is not known now",
+            "mend what the words name, if it is the file; otherwise please report it with the file",
+        )
     return None
 
 

@@ -100,7 +100,27 @@ class Subject:
             return AutoConfig.from_pretrained(self.run.model(), trust_remote_code=False)
         except Exception as error:  # of a dozen types: absent, gated, offline, malformed, of an unknown kind
             words = f"the configuration of {name} cannot be had ({libraries.reason(error)})"
-            self.report.skip("base model", f"{words}; --model-dir takes a folder with it")
+            if self.local(name) and self.run is self.given and not self.config.get("trust_remote_code"):
+                fix = "complete the folder: config.json, the tokenizer's files and the weights"
+                self.error("base-model", "base_model", words, "a model that transformers can load", fix)
+            else:
+                self.report.skip("base model", f"{words}; --model-dir takes a folder with it")
+            return None
+
+    @functools.cached_property
+    def meta_model(self) -> Any:
+        """The base model without weights, on torch's meta device."""
+        if self.model_config is None:
+            return None
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM
+
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(self.model_config)
+        except Exception as error:  # a model kind without a causal form, or one that needs code of its repository
+            words = " ".join(str(error).split())[:160]
+            self.report.skip("target modules and attention", f"the model cannot be built here ({words})")
             return None
 
     @functools.cached_property

@@ -13,7 +13,7 @@ def check(subject: Subject) -> None:
     config = subject.config
     if config.get("adapter") not in _ADAPTERS:
         return
-    model = _meta_model(subject)
+    model = subject.meta_model
     if model is None:
         return
     layers = _layers(model)
@@ -30,21 +30,6 @@ def check(subject: Subject) -> None:
     total = base + trained + kept
     _report(subject, found, added, trained + kept, total)
     _missing(subject, model, layers, found, trained + kept, total)
-
-
-def _meta_model(subject: Subject) -> Any:
-    """The base model without weights, on torch's meta device."""
-    if subject.model_config is None:
-        return None
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(subject.model_config)
-    except Exception as error:  # a model kind without a causal form, or one that needs code of its repository
-        subject.report.skip("target modules", f"the model cannot be built here ({' '.join(str(error).split())[:160]})")
-        return None
 
 
 def _layers(model: Any) -> dict[str, Any]:
