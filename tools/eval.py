@@ -32,13 +32,6 @@ def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="ask the first N rows only")
 @click.option("--batch-size", type=click.IntRange(1), help="questions at once  [default: by free memory]")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="longest answer")
-@click.option(
-    "--backend",
-    default="transformers",
-    show_default=True,
-    type=click.Choice(["transformers", "vllm"]),
-    help="what generates; vllm needs a GPU",
-)
 @click.option("--score-model", metavar="NAME|DIR", help="BERTScore model, as roberta-large")
 @click.option(
     "--adapter", type=click.Path(exists=True, file_okay=False, path_type=Path), help="instead of the run's own"
@@ -50,7 +43,6 @@ def main(
     limit: int | None,
     batch_size: int | None,
     max_new_tokens: int,
-    backend: str,
     score_model: str | None,
     adapter: Path | None,
 ) -> None:
@@ -72,14 +64,10 @@ def main(
     watch = results.Stopwatch()
     click.echo("checking adapters, questions and scoring model …", err=True)
     libraries.quiet()
-    from lora_recipes import answering, evaluation, scorecards, scoring, vllm_backend
+    from lora_recipes import answering, evaluation, scorecards, scoring
 
     chosen = evaluation.choose(runs, base, adapter)
-    if backend == "vllm":
-        vllm_backend.require(
-            [folder for _, folder in chosen if folder], any(run.config.get("load_in_4bit") for run in runs)
-        )
-    systems = [evaluation.prepare(run, folder, split, limit, max_new_tokens, backend) for run, folder in chosen]
+    systems = [evaluation.prepare(run, folder, split, limit, max_new_tokens) for run, folder in chosen]
     scorer = scoring.load(score_model)
     with answering.locked([system.answers_path for system in systems]):
         evaluation.answer(systems, batch_size)

@@ -15,10 +15,8 @@ from lora_recipes import (
     generating,
     groupedquery,
     models,
-    processes,
     questions,
     results,
-    vllm_backend,
 )
 from lora_recipes.generating import Respond
 from lora_recipes.questions import Question
@@ -88,14 +86,7 @@ def choose(runs: list[RunFile], base: bool, adapter: Path | None) -> list[tuple[
     return [*((run, None) for run in bases.values()), *((run, adapter or run.output_dir) for run in runs)]
 
 
-def prepare(
-    run: RunFile,
-    adapter: Path | None,
-    split: str,
-    limit: int | None,
-    max_new_tokens: int,
-    backend: str = "transformers",
-) -> System:
+def prepare(run: RunFile, adapter: Path | None, split: str, limit: int | None, max_new_tokens: int) -> System:
     """Read and tokenize the questions; warn when they are not asked as they were trained."""
     tokenizer = models.load_tokenizer(run)
     found, disparity = questions.load(run, tokenizer, split)
@@ -106,7 +97,7 @@ def prepare(
         "dtype": dtype,
         "four_bit": four_bit,
         "attn_implementation": attention,
-        "backend": backend,
+        "backend": "transformers",  # one of two once: it stays, so that the answers of then are still taken
         "decoding": "greedy",
         "max_new_tokens": max_new_tokens,
         "end_tokens": questions.end_tokens(run, tokenizer),
@@ -142,11 +133,11 @@ def answer(systems: list[System], batch_size: int | None) -> None:
                 "out of memory with one question at a time; take a machine with more, the answers so far are kept."
             ) from None
         gc.collect()
+        torch.cuda.empty_cache()  # what is free sizes the next base's batches; does nothing where CUDA is not in use
 
 
 def _answer_on_one_base(systems: list[System]) -> None:
-    in_vllm = systems[0].settings["backend"] == "vllm"
-    base = vllm_backend.Engine(systems) if in_vllm else _Base(systems)
+    base = _Base(systems)
     for number, system in enumerate(systems):
         watch = Stopwatch()
         with base.answering(number, system) as respond:
@@ -183,16 +174,12 @@ class _Base:
 
 def _load(systems: list[System]) -> tuple[Any, list[str]]:
     """The base with the systems' adapters beside each other, and the adapter name of each; '' is the base."""
-    import torch
     from transformers import GenerationConfig
 
     run = systems[0].run
     _, dtype, four_bit, _ = systems[0].loads
     click.echo(f"loading {run.config['base_model']} ({dtype}{', 4 bit' if four_bit else ''}) …", err=True)
     loaded = models.load_base(run, quantized=four_bit)
-    if not processes.on_cpu() and loaded.device.type == "cpu":
-        # models.load_base leaves the device of a DeepSpeed run to DeepSpeed.
-        loaded = loaded.to(torch.accelerator.current_accelerator())
     groupedquery.use()
     # The model's own sampling defaults would be mixed into every call.
     loaded.generation_config = GenerationConfig()

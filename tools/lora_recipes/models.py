@@ -80,12 +80,13 @@ def dtype_of(run: RunFile) -> Any:
 
 
 def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) -> Any:
-    """The base model in the run file's dtype; in 4 bit where the run file says so.
+    """The base model in the run file's dtype, on this process's device; in 4 bit where the run file says so.
 
     `quantized=False` gives the full-precision base of a QLoRA run.
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     require_read(run)
     dtype = dtype or dtype_of(run)
@@ -96,7 +97,7 @@ def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) ->
         options["attn_implementation"] = run.config["attn_implementation"]
     if run.config.get("load_in_4bit") if quantized is None else quantized:
         options["quantization_config"] = four_bit(dtype)
-    if not run.config.get("deepspeed"):
+    if not is_deepspeed_zero3_enabled():  # which shards the weights as they are read
         options["device_map"] = {"": "cpu" if processes.on_cpu() else int(processes.local_rank())}
     with _plain_errors(run):
         model = AutoModelForCausalLM.from_pretrained(run.model(), **options)
