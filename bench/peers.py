@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """LLaMA-Factory as a peer of bench/training.py: an environment of its own, and the run file it trains from.
 
-Its pins exclude this project's transformers, peft, trl and datasets, so it cannot share .venv. Of
-0.9.5 pip takes the newest that its pins allow: transformers 5.6.0, peft 0.18.1, trl 0.24.0,
-accelerate 1.11.0 and datasets 4.0.0 on the torch of .venv (measured with 2.13.0).
+Its pins exclude this project's transformers, peft, trl and datasets, so it cannot share .venv. What is installed
+beside it is pinned (CONSTRAINTS): of 0.9.5 the newest that its own pins allow, transformers 5.6.0, peft 0.18.1,
+trl 0.24.0, accelerate 1.11.0 and datasets 4.0.0, on the torch of .venv (measured with 2.13.0).
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,10 @@ from typing import Any
 from lora_recipes import ROOT
 
 import click
+import measuring
 
 VERSION = "0.9.5"
+CONSTRAINTS = Path(__file__).with_name("llamafactory-constraints.txt")
 HOME = ROOT / ".cache" / "bench" / "llamafactory"
 COMMAND = HOME / "bin" / "llamafactory-cli"
 SHOWN = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate")
@@ -31,8 +34,9 @@ version = "{version}"
 [tool.setuptools]
 py-modules = {modules}
 """
-STUBS = {"torchaudio": ["torchaudio"], "torchvision": []}
-"""Packages for sound and pictures that LLaMA-Factory asks for, with the modules that a stand-in has.
+STUBS: dict[str, tuple[str, list[str]]] = {"torchaudio": ("2.4.0", ["torchaudio"]), "torchvision": ("0.19.0", [])}
+"""Packages for sound and pictures that LLaMA-Factory asks for: the oldest version that it takes, so that no limit in
+the user's own settings of pip is below it, and the modules that a stand-in has.
 
 They have to fit torch's own build, and those of the package index fit the CUDA build only: with the CPU build
 the real torchvision ends every start in "operator torchvision::nms does not exist". LLaMA-Factory imports
@@ -64,9 +68,8 @@ def install() -> None:
     torch = metadata.version("torch")
     _run("making the environment", sys.executable, "-m", "venv", str(HOME))
     with tempfile.TemporaryDirectory() as folder:
-        stubs = _stubs(Path(folder), torch.partition("+")[0])
-        wanted = (f"torch=={torch}", f"llamafactory=={VERSION}", *stubs)
-        pip = (str(HOME / "bin" / "pip"), "install", "--quiet")
+        wanted = (f"torch=={torch}", f"llamafactory=={VERSION}", *_stubs(Path(folder)))
+        pip = (str(HOME / "bin" / "pip"), "install", "--constraint", str(CONSTRAINTS))
         plan = Path(folder) / "plan.json"
         _run("looking at what would be installed", *pip, "--dry-run", "--report", str(plan), *wanted)
         refuse_cuda(json.loads(plan.read_text(encoding="utf-8")))
@@ -74,9 +77,9 @@ def install() -> None:
     click.echo(", ".join(f"{name} {version}" for name, version in versions().items()), err=True)
 
 
-def _stubs(folder: Path, version: str) -> list[str]:
+def _stubs(folder: Path) -> list[str]:
     """Source folders that pip builds the stand-ins from."""
-    for name, modules in STUBS.items():
+    for name, (version, modules) in STUBS.items():
         (folder / name).mkdir()
         text = STUB.format(name=name, version=version, modules=json.dumps(modules))
         (folder / name / "pyproject.toml").write_text(text, encoding="utf-8")
@@ -97,10 +100,25 @@ def refuse_cuda(plan: dict[str, Any]) -> None:
 
 def _run(words: str, *command: str) -> None:
     click.echo(f"{words} …", err=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
-        raise click.ClickException(f"{words} failed: {last}; see to it and run the same command again.")
+        last = "\n".join(done.stdout.strip().splitlines()[-12:])  # pip names what conflicts before its last line
+        raise click.ClickException(f"{words} failed; see to it and run the same command again:\n{last}")
+
+
+def in_float32(base: Path, folder: Path) -> Path:
+    """The base model as `folder`, its config naming float32: LLaMA-Factory loads a base in what its config names,
+    whatever its own `bf16` says.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for path in base.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").unlink()
+    named = {name: "float32" for name in ("dtype", "torch_dtype")}  # the newer and the older name
+    (folder / "config.json").write_text(json.dumps(config | named), encoding="utf-8")
+    return folder
 
 
 def configuration(base: str, rows: Path, output: Path, sequence_len: int, **more: Any) -> dict[str, Any]:
@@ -132,7 +150,7 @@ def configuration(base: str, rows: Path, output: Path, sequence_len: int, **more
         "learning_rate": 2e-4,
         "lr_scheduler_type": "cosine",
         "num_train_epochs": 1.0,
-        "bf16": True,
+        "bf16": measuring.dtype() == "bfloat16",
         "use_cpu": True,
         "seed": 42,
         "logging_steps": 1,

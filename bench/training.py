@@ -7,8 +7,7 @@ Unsloth's kernels need a GPU); TRL makes logits for labels only (its default). P
 are also tried with torch.compile, which none of the three advises. plain-compiled compiles from nothing
 in its first round and finds what was compiled in the later ones. transformers groups rows by length
 within 1/4 of the batches, at most 50, so few rows are grouped little: below some 400 the packed ways
-show more of what a peer can do. Where the processor emulates bf16, every way trains in float32,
-but LLaMA-Factory, which is left out.
+show more of what a peer can do. Where the processor emulates bf16, every way trains in float32.
 """
 
 import json
@@ -114,8 +113,9 @@ def _write_llama_factory(run: runfile.RunFile, tokenizer: Any, fmt: prompts.Prom
         for row in part
     ]
     peers.write_rows(WORK / "llamafactory", texts)
+    base = run.model() if measuring.dtype() == "bfloat16" else peers.in_float32(Path(run.model()), WORK / "base")
     for way, more in LLAMA_FACTORY.items():
-        written = peers.configuration(run.model(), WORK / "llamafactory", WORK / "out" / way, sequence_len, **more)
+        written = peers.configuration(str(base), WORK / "llamafactory", WORK / "out" / way, sequence_len, **more)
         (WORK / f"{way}.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
 
 
@@ -169,8 +169,6 @@ def _way(name: str, settings: dict[str, Any], words: str) -> measuring.Way:
     absent = peers.absent() if name in LLAMA_FACTORY else ""
     if settings["dtype"] != "bfloat16" and name == "reference-bf16":
         absent = "this processor emulates bf16"
-    elif settings["dtype"] != "bfloat16" and name in LLAMA_FACTORY:  # whatever its bf16 says
-        absent = "it loads the base in the bf16 that its config names, and this processor emulates bf16"
     return measuring.Way(name, words, command, compiled, absent, once=name in SLOW)
 
 

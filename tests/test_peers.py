@@ -35,11 +35,38 @@ def test_an_install_that_would_bring_cuda_is_refused():
 
 
 def test_stand_ins_are_packages_that_pip_can_build(tmp_path):
-    folders = peers._stubs(tmp_path, "2.13.0")
+    folders = peers._stubs(tmp_path)
     assert [(tmp_path / "torchaudio" / "torchaudio.py").exists(), len(folders)] == [True, 2]
     text = (tmp_path / "torchvision" / "pyproject.toml").read_text()
-    assert 'name = "torchvision"\nversion = "2.13.0"' in text and "py-modules = []" in text
+    assert 'name = "torchvision"\nversion = "0.19.0"' in text and "py-modules = []" in text
     assert not list((tmp_path / "torchvision").glob("*.py"))  # transformers would take it for the real one
+
+
+def test_what_is_installed_beside_it_is_pinned_and_nothing_of_torch_or_cuda_is():
+    lines = [line for line in peers.CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) > 80 and pins["transformers"] == "5.6.0" and pins["trl"] == "0.24.0"
+    assert not pins.keys() & {"torch", "triton", *peers.STUBS}
+    peers.refuse_cuda({"install": [{"metadata": {"name": name}} for name in pins]})
+
+
+def test_an_installation_that_fails_says_what_pip_said():
+    command = (peers.sys.executable, "-c", "print('torchvision 2.13.0 conflicts'); raise SystemExit('Impossible')")
+    with pytest.raises(click.ClickException, match="trying failed.*\ntorchvision 2.13.0 conflicts\nImpossible"):
+        peers._run("trying", *command)
+
+
+def test_a_base_in_float32_is_the_base_with_another_config(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"torch_dtype": "bfloat16", "hidden_size": 8}')
+    (base / "model.safetensors").write_bytes(b"weights")
+    for _ in range(2):  # again over what is there
+        made = peers.in_float32(base, tmp_path / "float32")
+    config = json.loads((made / "config.json").read_text())
+    assert config == {"torch_dtype": "float32", "dtype": "float32", "hidden_size": 8}
+    assert (made / "model.safetensors").read_bytes() == b"weights"
+    assert "bfloat16" in (base / "config.json").read_text()
 
 
 def test_the_rows_are_a_data_set_of_its_kind(tmp_path):
@@ -49,12 +76,13 @@ def test_the_rows_are_a_data_set_of_its_kind(tmp_path):
     assert [row[column] for column in (entry["columns"]["prompt"], entry["columns"]["response"])] == ["p", "a"]
 
 
-def test_it_trains_with_the_settings_of_the_others(tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_it_trains_with_the_settings_of_the_others(tmp_path, monkeypatch, has_bf16):
     from lora_recipes import processes, rendering, runfile
 
     import alpaca
 
-    monkeypatch.setattr(processes, "has_bf16", lambda: True)  # without bf16 it is left out
+    monkeypatch.setattr(processes, "has_bf16", lambda: has_bf16)
     folders = (tmp_path / "out", tmp_path / "train.json", tmp_path / "validation.json")
     (tmp_path / "run.yaml").write_text(rendering.render(alpaca.RECIPE, "lora", training.common(*folders, 128)))
     ours = runfile.load(tmp_path / "run.yaml").config

@@ -1,6 +1,7 @@
 """The training benchmark gives every way the same rows, texts and tokens, and reads their times alike."""
 
 import json
+from pathlib import Path
 
 import alpaca
 import click
@@ -75,8 +76,11 @@ def test_an_emulated_bf16_is_not_measured(tmp_path, monkeypatch, has_bf16, dtype
     ours = tmp_path / "work" / "plain.yaml"
     assert settings["dtype"] == dtype and runfile.load(ours).config["bf16"] is has_bf16
     monkeypatch.setattr(training.peers, "absent", lambda: "")
-    for way in ("reference-bf16", "llamafactory-packed"):
-        assert bool(training._way(way, settings, "").absent) is not has_bf16
+    assert bool(training._way("reference-bf16", settings, "").absent) is not has_bf16
+    assert training._way("llamafactory-packed", settings, "").absent == ""
+    its = training.yaml.safe_load((tmp_path / "work" / "llamafactory.yaml").read_text())
+    base = Path(its["model_name_or_path"])
+    assert its["bf16"] is has_bf16 and json.loads((base / "config.json").read_text())["dtype"] == dtype
 
 
 def test_fewer_rows_than_wanted_are_an_error_that_says_how_many_there_are(tmp_path, monkeypatch):
