@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,20 @@ class Way:
     """In the first round only: it takes many times as long as the others."""
 
 
-def interleave(ways: Sequence[Way], rounds: int, log: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run each way once a round, in turn; gives the measurements by name, of a way that runs `once` those of one round.
+Measured = dict[str, list[dict[str, Any]]]
+"""What the runs of each way measured, by its name."""
 
-    A way that fails is left out of the rounds that follow, and its last words become its reason. After an interruption
-    the whole rounds remain; KeyboardInterrupt is raised when there is none.
+
+def interleave(
+    ways: Sequence[Way], rounds: int, log: Path, after_each: Callable[[Measured], None] = lambda found: None
+) -> Measured:
+    """Run each way once a round, in turn; of a way that runs `once` there are the measurements of one round.
+
+    A way that fails is left out of the rounds that follow, and its last words become its reason. `after_each` is given
+    what is there after each way, failed or not. After an interruption the whole rounds remain; KeyboardInterrupt is
+    raised when there is none.
     """
-    found: dict[str, list[dict[str, Any]]] = {way.name: [] for way in ways}
+    found: Measured = {way.name: [] for way in ways}
     for number in range(rounds):
         try:
             for way in (way for way in ways if not way.absent and (number == 0 or not way.once)):
@@ -47,6 +54,7 @@ def interleave(ways: Sequence[Way], rounds: int, log: Path) -> dict[str, list[di
                 if measured:
                     found[way.name].append(measured)
                     click.echo(f"  {json.dumps(measured)}", err=True)
+                after_each(found)
         except KeyboardInterrupt:
             if number == 0:
                 raise
@@ -84,8 +92,8 @@ def medians(measured: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def save(name: str, ways: Sequence[Way], measured: dict[str, list[dict[str, Any]]], **settings: Any) -> Path:
-    """results/bench/<name>.json: settings, rounds, machine, and per way the rounds' measurements and medians."""
+def save(name: str, ways: Sequence[Way], measured: Measured, file: str = "", /, **settings: Any) -> Path:
+    """results/bench/<file or name>.json: settings, rounds, machine, per way the rounds' measurements and medians."""
     content = {
         "benchmark": name,
         "settings": {**settings, "rounds": max(len(runs) for runs in measured.values())},
@@ -100,7 +108,7 @@ def save(name: str, ways: Sequence[Way], measured: dict[str, list[dict[str, Any]
             for way in ways
         },
     }
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{file or name}.json"
     files.write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 

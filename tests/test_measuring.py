@@ -20,9 +20,17 @@ def test_ways_take_turns_and_their_medians_are_kept(tmp_path, monkeypatch):
     assert order.read_text() == "1s21212" and len(measured["slow"]) == 1
     assert measuring.medians(measured["one"])["seconds"] == 2.5 and "way" not in measuring.medians(measured["one"])
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
-    saved = json.loads(measuring.save("it", ways, measured, rows=3).read_text())
+    saved = json.loads(measuring.save("it", ways, measured, "its-file", rows=3).read_text())
+    assert saved["benchmark"] == "it" and (tmp_path / "its-file.json").exists()
     assert saved["settings"] == {"rows": 3, "rounds": 3} and len(saved["ways"]["two"]["rounds"]) == 3
     assert saved["environment"]["hardware"]["cores"] >= 1
+
+
+def test_what_is_there_is_told_after_each_way_failed_or_not(tmp_path):
+    ways = [way("one", "print('{\"seconds\": 1}')"), way("broken", "raise SystemExit('no such peer')")]
+    told = []
+    measuring.interleave(ways, 2, tmp_path / "log", lambda found: told.append([len(runs) for runs in found.values()]))
+    assert told == [[1, 0], [1, 0], [2, 0]]
 
 
 def test_an_interrupted_benchmark_keeps_its_whole_rounds(tmp_path, monkeypatch):
