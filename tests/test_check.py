@@ -167,6 +167,7 @@ adapter: lora
 lora_r: 8
 lora_alpha: 16
 lora_target_modules: [qkv_proj, o_proj]
+lora_qkv_kernel: false
 datasets:
   - path: rows.jsonl
     type: chat_template

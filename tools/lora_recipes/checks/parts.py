@@ -127,8 +127,9 @@ def _tokenize(subject: Subject, part: Part, axolotl: Axolotl) -> None:
         Path(folder, "rows.jsonl").write_text(lines, encoding="utf-8")
         config = {"sequence_len": 512, "train_on_inputs": False, **subject.config}
         problem = axolotl.tokenize(subject, config, subject.entries("datasets")[int(part.key.split(".")[1])], folder)
-        if problem and part.made_up:
-            subject.report.skip(f"{part.key} prompt", f"Axolotl cannot tokenize a made-up row ({problem})")
+        known = any(one.key == f"{part.key}.type" for one in subject.report.findings)
+        if problem and (part.made_up or known):
+            subject.report.skip(f"{part.key} prompt", f"Axolotl cannot tokenize the rows ({problem})")
             return
         if problem:
             subject.error(
