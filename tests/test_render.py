@@ -34,12 +34,37 @@ def test_the_checked_in_file_is_what_render_writes_and_a_valid_run_file(recipe, 
 
 @pytest.mark.parametrize(("recipe", "variant"), FILES)
 def test_the_header_names_the_file_and_the_commands_that_run_it(recipe, variant):
-    head = rendering.render(recipe, variant).splitlines()[2:5]
+    lines = rendering.render(recipe, variant).splitlines()
+    head = lines[next(n for n, line in enumerate(lines) if line.startswith("# run:")) :]
     path = f"recipes/{recipe}/{variant}.yaml"
     assert head[0] == f"# run:  axolotl train {path}"
     if "peft" in variant and not recipe.endswith("as-published"):  # the plain trainer refuses their target modules
         assert head.pop(1) == f"# or:   tools/train.py {path}   (needs no Axolotl)"
     assert f"templates/recipes/{recipe}.yaml + {variant} " in head[1]
+
+
+def test_a_file_with_settings_of_ones_own_names_the_command_that_renders_and_trains_it():
+    settings = ("datasets.0.type.system_prompt=It's\n\t\\brief: \N{EN DASH}", "gpus=2", "seed=3")
+    text = rendering.render("phi4-mini-african-history", "ds2", settings)
+    (command,) = [line[7:].strip() for line in text.splitlines() if line.startswith("# run:")]
+    rendered, train = command.split(" | ")
+    assert train == "axolotl train - --launcher torchrun -- --nproc-per-node=2"
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {rendered}"], capture_output=True, text=True).stdout.split(
+        "\0"
+    )
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert words[:-1] == ["tools/render.py", "--recipe", "phi4-mini-african-history", "--variant", "ds2", *options]
+
+
+@pytest.mark.parametrize(
+    ("settings", "launcher"), [((), ""), (("gpus=2",), " --launcher torchrun -- --nproc-per-node=2")]
+)
+def test_a_file_that_is_written_names_itself_in_its_commands(tool, tmp_path, settings, launcher):
+    path = tmp_path / "my run.yaml"
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert tool("render", "--variant", "peft", *options, "-o", str(path)).returncode == 0
+    commands = [line[8:] for line in path.read_text().splitlines() if line.startswith(("# run:", "# or:"))]
+    assert commands == [f"axolotl train '{path}'{launcher}", f"tools/train.py '{path}'   (needs no Axolotl)"]
 
 
 def test_a_recipe_may_name_the_variants_that_are_kept_of_it(tmp_path, tool):
@@ -197,6 +222,7 @@ def test_variants_compose_in_any_order():
         (RECIPES[0], "lora", ["learning_rate"], ["expected key=value"]),
         (RECIPES[0], "lora", ["gpus=0"], ["from 1"]),
         (RECIPES[0], "lora", ["gpus=3"], ["global batch", "divides"]),
+        (RECIPES[0], "lora", ["micro_batch_size=0"], ["global batch", "divides"]),
         (RECIPES[0], "lora", ["plugins=[a"], ["not valid YAML"]),
         (RECIPES[0], "lora", ["seed.x=1"], ["no such key"]),
     ],
@@ -268,9 +294,17 @@ def test_ingredients_of_ones_own_render(tmp_path):
     assert run["lora_r"] == 4 and run["output_dir"] == "outputs/mine/lora"
 
 
-def test_deepspeed_is_inlined_on_request():
+def test_deepspeed_is_inlined_on_request(tool):
     inline = yamlfile.load(rendering.render(RECIPES[0], "ds2", inline_deepspeed=True), "f").data
     assert inline["deepspeed"]["zero_optimization"]["stage"] == 2
+    refused = tool("render", "--inline-deepspeed")
+    assert refused.returncode == 2 and "use it with ds2 or ds3" in refused.stderr
+
+
+def test_deepspeed_is_inlined_on_both_sides_of_a_difference(tool):
+    shown = tool("render", "--variant", "ds2", "--diff", "ds3", "--inline-deepspeed").stdout.splitlines()
+    assert {"-    stage: 2", "+    stage: 3"} <= set(shown) and "     reduce_bucket_size: auto" in shown
+    assert "+    stage: 2" in tool("render", "--diff", "ds2", "--inline-deepspeed").stdout.splitlines()
 
 
 def test_check_fails_with_a_diff_when_a_checked_in_file_has_drifted(tool, tmp_path, monkeypatch):

@@ -111,9 +111,12 @@ def main(
             files.write_text(path, text)
             click.echo(files.relative(path), err=True)
         return None
-    text = rendering.render(recipe, variant, settings, inline_deepspeed)
-    if other is not None:
-        text = _diff(text, rendering.render(recipe, other, settings), variant, other)
+    names = [variant] if other is None else [variant, other]
+    kept = output if other is None else None
+    texts = [rendering.render(recipe, name, settings, inline_deepspeed, kept) for name in names]
+    if inline_deepspeed and not any("\ndeepspeed:" in text for text in texts):
+        raise click.UsageError(f"--inline-deepspeed: {' and '.join(names)} without DeepSpeed; use it with ds2 or ds3.")
+    text = _diff(texts[0], texts[1], *names) if len(texts) == 2 else texts[0]
     if output:
         files.write_text(output, text)
     else:

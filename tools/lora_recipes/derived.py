@@ -30,13 +30,12 @@ def _share_batch(made: Rendered) -> None:
     """Micro batch and accumulation that make the global batch; several GPUs may need a smaller micro batch."""
     run, facts = made.run, made.facts
     gpus, batch = facts["gpus"], facts["global_batch"]
-    if "micro_batch_size" not in made.set_keys and batch % gpus == 0:
-        fitting = math.gcd(run.get("micro_batch_size", 1), batch // gpus)
-        if fitting != run.get("micro_batch_size", 1):
-            run["micro_batch_size"] = fitting
-            forget_comments(made, ("micro_batch_size",))
-    micro = run.get("micro_batch_size", 1)
-    steps, rest = divmod(batch, micro * gpus)
+    micro = 1 if run.get("micro_batch_size") is None else run["micro_batch_size"]
+    fitting = math.gcd(micro, batch // gpus)
+    if fitting != micro and batch % gpus == 0 and "micro_batch_size" not in made.set_keys:
+        micro = run["micro_batch_size"] = fitting
+        forget_comments(made, ("micro_batch_size",))
+    steps, rest = divmod(batch, micro * gpus) if micro > 0 else (0, 0)
     if rest or not steps:
         raise click.UsageError(
             f"a global batch of {batch} cannot be made of {gpus} x micro_batch_size {micro}; "
@@ -62,16 +61,29 @@ def data_digest(run: dict[str, Any], root: Path = ROOT) -> str:
 
 
 def inline_deepspeed(made: Rendered) -> None:
-    path = made.run.get("deepspeed")
+    """Put the DeepSpeed file into the run file; does nothing to one without."""
+    if isinstance(made.run.get("deepspeed"), str):
+        made.run["deepspeed"] = _deepspeed(made.run)
+        forget_comments(made, ("deepspeed",))
+
+
+def zero_stage(run: dict[str, Any]) -> Any:
+    """DeepSpeed's ZeRO stage; None without DeepSpeed, and where its file is not to be had."""
+    path = run.get("deepspeed")
+    config = _deepspeed(run) if not isinstance(path, str) or (ROOT / path).is_file() else None
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    return zero.get("stage") if isinstance(zero, dict) else None
+
+
+def _deepspeed(run: dict[str, Any]) -> Any:
+    """The DeepSpeed configuration of a run file, read where a file is named."""
+    path = run.get("deepspeed")
     if not isinstance(path, str):
-        raise click.UsageError(
-            f"--inline-deepspeed: variant {made.variant!r} has no DeepSpeed file; use it with ds2 or ds3."
-        )
+        return path
     try:
-        made.run["deepspeed"] = json.loads(files.read_text(ROOT / path))
+        return json.loads(files.read_text(ROOT / path))
     except json.JSONDecodeError as error:
         raise click.ClickException(f"{path}, line {error.lineno}: invalid JSON: {error.msg}.") from None
-    forget_comments(made, ("deepspeed",))
 
 
 def forget_comments(made: Rendered, path: yamlfile.Path) -> None:

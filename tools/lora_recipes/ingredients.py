@@ -11,7 +11,10 @@ import click
 
 RECIPES = ROOT / "templates" / "recipes"
 
-_FACTS = {"title": str, "hardware": str, "cpu": bool, "gpus": int, "global_batch": int, "notes": list, "variants": list}
+_FACTS = {
+    "title": str, "hardware": str, "cpu": bool, "gpus": int, "global_batch": int, "row_tokens": int,
+    "notes": list, "variants": list,
+}  # fmt: skip
 """The keys of the `recipe:` section of the ingredients, which do not go into the run file."""
 
 
@@ -80,4 +83,4 @@ def _checked_facts(document: yamlfile.Document) -> dict[str, Any]:
     for key in ("title", "hardware", "global_batch"):
         if key not in facts:
             raise document.error(("recipe",), f"lacks {key}; add it.")
-    return {"cpu": False, "gpus": 1, "notes": [], "variants": []} | facts
+    return {"cpu": False, "gpus": 1, "row_tokens": 0, "notes": [], "variants": []} | facts

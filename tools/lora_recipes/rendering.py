@@ -1,9 +1,10 @@
 """Recipe + variant -> run file. Imports nothing heavy: `tools/render.py` answers in a fraction of a second."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, derived, files, ingredients, keys, yamlfile
+from lora_recipes import ROOT, derived, files, ingredients, keys, memorymodel, yamlfile
 from lora_recipes.ingredients import Rendered
 
 import click
@@ -38,8 +39,14 @@ def _joined(names: list[str]) -> str:
     return "+".join(name for name in names if name != "lora" or len(names) == 1)
 
 
-def render(recipe: str, variant: str, settings: tuple[str, ...] = (), inline_deepspeed: bool = False) -> str:
-    """The text of a run file.
+def render(
+    recipe: str,
+    variant: str,
+    settings: tuple[str, ...] = (),
+    inline_deepspeed: bool = False,
+    output: Path | None = None,
+) -> str:
+    """The text of a run file; output: where it will be, for the commands of its header.
 
     Raises click.UsageError for an unknown recipe or variant, a combination that makes no sense or
     a bad setting, and click.ClickException for a mistake in a template or an ingredients file.
@@ -54,7 +61,7 @@ def render(recipe: str, variant: str, settings: tuple[str, ...] = (), inline_dee
     derived.derive(made)
     if inline_deepspeed:
         derived.inline_deepspeed(made)
-    return _fill(made)
+    return _fill(made, _commands(made, settings, output))
 
 
 def parse_variant(variant: str, made: Rendered) -> list[str]:
@@ -161,23 +168,38 @@ def _put(node: Any, path: yamlfile.Path, value: Any, key: str) -> None:
     node[path[-1]] = value  # type: ignore[index]
 
 
-def _fill(made: Rendered) -> str:
+def _commands(made: Rendered, settings: tuple[str, ...], output: Path | None) -> list[str]:
+    """The commands that train the run file: by its path where it has one, else rendered anew."""
+    processes = made.facts["gpus"]
+    launcher = f" --launcher torchrun -- --nproc-per-node={processes}" if processes > 1 else ""
+    own = made.source != f"templates/recipes/{made.name}.yaml"
+    if not output and (settings or own or launcher):
+        rendered = ["tools/render.py", "--recipe", made.source if own else made.name, "--variant", made.variant]
+        rendered += [part for setting in settings for part in ("--set", setting)]
+        return [f"{' '.join(map(_quoted, rendered))} | axolotl train -{launcher}"]
+    path = _quoted(str(output)) if output else f"recipes/{made.name}/{made.variant}.yaml"
+    commands = [f"axolotl train {path}{launcher}"]
+    if "peft" in made.variant.split("+") and not made.facts["variants"]:  # what is kept as published may be refused
+        commands.append(f"tools/train.py {path}   (needs no Axolotl)")
+    return commands
+
+
+def _quoted(word: str) -> str:
+    """A word of a shell command, on one line."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + "'"
+
+
+def _fill(made: Rendered, commands: list[str]) -> str:
     def entries(keys: list[str]) -> str:
         return "".join(yamlfile.entry(key, made.run[key], made.comments) for key in keys).rstrip("\n")
 
-    processes = made.facts["gpus"]
-    launcher = f" --launcher torchrun -- --nproc-per-node={processes}" if processes > 1 else ""
-    path = f"recipes/{made.name}/{made.variant}.yaml"
-    commands = [f"axolotl train {path}"]
-    if "peft" in made.variant.split("+") and not made.facts["variants"]:  # what is kept as published may be refused
-        commands.append(f"tools/train.py {path}   (needs no Axolotl)")
-    if made.set_keys or made.source != f"templates/recipes/{made.name}.yaml" or launcher:
-        recipe = made.name if made.source == f"templates/recipes/{made.name}.yaml" else made.source
-        commands = [f"tools/render.py --recipe {recipe} --variant {made.variant} … | axolotl train -{launcher}"]
     return _jinja(
         ROOT / "templates" / "run.yaml.j2",
         recipe=made.facts,
-        hardware=made.facts["hardware"],
+        hardware=memorymodel.hardware(made, plain=len(commands) > 1),
         notes=made.facts["notes"],
         words=" + ".join(w for w in made.words if w != "LoRA" or len(made.words) == 1),
         commands=commands,
