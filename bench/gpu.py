@@ -104,9 +104,9 @@ def _command(name: str, steps: int) -> list[str]:
 
 def add_shares(measured: measuring.Measured, device: str) -> None:
     """Put beside the operations a second their share of the same round's matrix rate, and of the card's peak."""
-    from lora_recipes import speed
+    from lora_recipes.speed import peak_rate
 
-    peak = speed.peak_rate(device)
+    peak = peak_rate(device)
     for runs in measured.values():
         for one, matrix in zip(runs, measured[MATRIX], strict=False):
             if speed := one.get("model_tflops"):

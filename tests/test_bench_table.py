@@ -10,6 +10,7 @@ from lora_recipes import ROOT, files
 import measuring
 import pytest
 import table
+from click.testing import CliRunner
 
 ENVIRONMENT = {"python": "3.11", "packages": {"torch": "2"}, "hardware": {"cores": 2, "processor": "A CPU"}}
 
@@ -98,3 +99,14 @@ def test_an_evaluation_is_compared_with_the_reference_for_as_many_adapters(tmp_p
     write(tmp_path, "evaluation", {way: {"seconds": value} for way, value in seconds.items()})
     text = table.tables(tmp_path)
     assert row(text, "ours-1").split(" | ")[2] == "5.00" and row(text, "ours-4").split(" | ")[2] == "10.00"
+
+
+def test_help_of_every_benchmark_answers_and_none_looks_beside_the_checkout():
+    scripts = [path for path in sorted((ROOT / "bench").glob("*.py")) if "@click.command" in files.read_text(path)]
+    assert len(scripts) >= 11
+    for path in scripts:
+        done = CliRunner().invoke(importlib.import_module(path.stem).main, ["--help"])
+        assert done.exit_code == 0 and f"bench/{path.name}" in done.output.split("Example")[1], path.name
+    texts = {path.name: files.read_text(path) for folder in ("bench", "tests") for path in (ROOT / folder).glob("*.py")}
+    beside = "ROOT." + "parent"
+    assert [name for name, text in texts.items() if re.search(rf"{beside}\b(?!s)", text)] == []
