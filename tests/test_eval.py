@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lora_recipes import ROOT, models, questions, runfile
@@ -134,6 +135,7 @@ def test_the_section_holds_what_a_report_needs(trained: Callable[..., Path], tmp
     assert found["prompt_parity"] is True
     assert found["settings"]["end_tokens"] == [2, 7]
     assert found["settings"]["dtype"] == "bfloat16"
+    assert found["settings"]["backend"] == "transformers"  # hashed with the answers: those of earlier versions stay
     assert "evaluation" not in json.loads((folder / "result.json").read_text())
 
 
@@ -197,6 +199,42 @@ def test_a_killed_evaluation_goes_on_to_the_answers_of_an_undisturbed_one(
     undisturbed = trained("peft", BF16)
     assert evaluate(undisturbed, *args).exit_code == 0
     assert path.read_bytes() == (path.parent.parent / "peft" / path.name).read_bytes()
+
+
+def test_a_base_s_memory_is_free_before_the_next_is_loaded_and_its_batches_are_sized(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import gc
+    import weakref
+
+    from lora_recipes import answering, evaluation
+
+    import torch
+
+    class Base(dict[str, Any]):
+        pass
+
+    done: list[str] = []
+    systems: list[Any] = [
+        SimpleNamespace(loads=name, answers_path=None, hashes={}, asked=[]) for name in ("one", "two")
+    ]
+
+    def answered(waiting: list[Any]) -> None:
+        held = Base()
+        held["itself"] = held  # as hooks and modules hold each other: goes with the collector only
+        weakref.finalize(held, done.append, f"{waiting[0].loads} gone")
+        done.append(waiting[0].loads)
+
+    monkeypatch.setattr(answering, "missing", lambda *_: [1])
+    monkeypatch.setattr(answering, "recorded_batch_size", lambda *_: None)
+    monkeypatch.setattr(evaluation, "_answer_on_one_base", answered)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("cache emptied"))
+    gc.disable()
+    try:
+        evaluation.answer(systems, None)
+    finally:
+        gc.enable()
+    assert done == ["one", "one gone", "cache emptied", "two", "two gone", "cache emptied"]
 
 
 @pytest.mark.slow

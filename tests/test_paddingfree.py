@@ -1,5 +1,7 @@
 """Rows laid end to end: the gradients of padded rows, on small models of every family. The GPU's path needs a GPU."""
 
+import itertools
+
 from lora_recipes import batches, headloss, paddingfree, prompts, rowattention, runfile
 
 import pytest
@@ -56,6 +58,8 @@ def examples(lengths=(5, 30, 1, 12)):
 def gradients(model, collator, rows, head=None):
     batch = collator(rows)
     labels = batch.pop("labels")[:, 1:]
+    for name in ("columns", "kept", "targets"):
+        del batch[name]
     hidden = model(**batch, use_cache=False).logits[:, :-1]
     if head is None:
         loss = torch.nn.functional.cross_entropy(hidden.float().flatten(0, 1), labels.flatten())
@@ -109,6 +113,7 @@ def test_every_token_of_a_row_but_its_first_can_carry_loss():
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8]] and batch["position_ids"].tolist() == [[0, 1, 2, 0]]
     assert batch["labels"].tolist() == [[prompts.IGNORED, 6, 7, prompts.IGNORED]]
     assert batch["row_parts"].tolist() == [[3, 0, 0], [1, 0, 0]] and batch["longest_row"] == 3
+    assert batch["columns"].tolist() == [0, 1] and batch["targets"].tolist() == [6, 7]
 
 
 def test_a_beginning_that_rows_share_is_laid_once_and_before_them():
@@ -166,11 +171,87 @@ def test_rows_are_padded_when_the_attention_is_more_than_what_is_computed_here(r
     assert "rows are padded" in capsys.readouterr().err
 
 
-def test_rows_are_padded_when_they_would_see_each_other(run, monkeypatch, capsys):
+def rounding(share):
+    """A model in bf16 whose logits are off by a share of themselves, in each shape another: as a deep model rounds."""
+    model = adapted("Llama", {"initializer_range": 0.2}, torch.bfloat16)
+
+    def rounded(head, args, logits):
+        generator = torch.Generator().manual_seed(logits.shape[0] * 1000 + logits.shape[1])
+        return logits * (1 + share * torch.randn(logits.shape, generator=generator)).to(logits.dtype)
+
+    model.get_base_model().get_output_embeddings().register_forward_hook(rounded)
+    return model
+
+
+def test_a_model_s_own_rounding_is_no_reason_to_pad(run, capsys):
+    assert paddingfree.use(run, rounding(0.06)), capsys.readouterr().err
+
+
+def _blind(monkeypatch):
+    """A row's first token is seen by itself alone."""
+    bias = rowattention._bias
+
+    def blind(length, *more):
+        changed = bias(length, *more).clone()
+        changed[1:, 0] = float("-inf")
+        return changed
+
+    monkeypatch.setattr(rowattention, "_bias", blind)
+
+
+def _displaced(monkeypatch):
+    """Positions count by twos."""
+    collate = paddingfree.Collator.__call__
+
+    def displaced(self, rows):
+        batch = collate(self, rows)
+        return {**batch, "position_ids": batch["position_ids"] * 2}
+
+    monkeypatch.setattr(paddingfree.Collator, "__call__", displaced)
+
+
+def _leaking(monkeypatch):
+    """All rows are one."""
     true = rowattention.attention
     monkeypatch.setattr(rowattention, "attention", lambda *args, row_parts=None, **more: true(*args, **more))
-    assert not paddingfree.use(run, adapted("Llama"))
+
+
+@pytest.mark.parametrize("fault", [_blind, _displaced, _leaking])
+@pytest.mark.parametrize("model", [lambda: adapted("Llama"), lambda: rounding(0.06)], ids=["float32", "rounding"])
+def test_rows_are_padded_when_a_row_does_not_get_what_it_gets_alone(run, monkeypatch, capsys, model, fault):
+    fault(monkeypatch)
+    assert not paddingfree.use(run, model())
     assert "rows are padded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["torch 2.12 and later", "torch 2.11"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_gpu_s_kernel_is_called_as_the_installed_torch_has_it(monkeypatch, grouped, window):
+    """It computes what the products on a CPU compute; the ends of the rows come from the collator as they are."""
+    from torch.nn.attention import varlen
+
+    batch = paddingfree.Collator()(examples())
+    ends, longest = batch["row_ends"], batch["longest_row"]
+    assert ends.dtype == torch.int32 and ends.tolist() == [0, 5, 35, 36, 48]
+    q, k, v = (torch.randn(48, heads, 8) for heads in (4, 2, 2))
+
+    def kernel(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        assert cu_seq_q is ends and cu_seq_k is ends and max_q == max_k == 30
+        assert enable_gqa or q.shape[1] == k.shape[1]
+        back = None if window_size[0] < 0 else window_size[0] + 1
+        rows = [slice(start, end) for start, end in itertools.pairwise(ends.tolist())]
+        return torch.cat([rowattention.fused(q[row], k[row], v[row], scale, back) for row in rows])
+
+    def older(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        return kernel(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel if grouped else older)
+    found = rowattention._flash(q, k, v, ends, longest, 0.3, window)
+    sides = [side.transpose(0, 1).unsqueeze(0) for side in (q, k, v)]
+    expected, _ = rowattention.attention(
+        None, *sides, scaling=0.3, sliding_window=window, row_parts=batch["row_parts"], longest_row=longest
+    )
+    assert (found - expected[0]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("setting", ["attn_implementation=eager", "deepspeed=deepspeed_configs/zero3.json"])

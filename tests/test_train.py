@@ -57,6 +57,31 @@ def test_steps_are_counted_as_transformers_counts_them(run_file, rows, setting, 
     assert settings.total_steps(runfile.load(run_file("peft", setting)), rows) == steps
 
 
+def test_0_is_a_seed_and_none_is_42(run_file, tiny, monkeypatch):
+    from lora_recipes import adapting, batches, models
+
+    import torch
+
+    lines = [{"input_ids": [number], "labels": [number]} for number in range(20)]
+    monkeypatch.setattr(batches.rows, "load_parts", lambda run, part: [part])
+    monkeypatch.setattr(batches, "_kept", lambda *_: batches_of(lines))
+
+    def batches_of(rows):
+        import datasets
+
+        return datasets.Dataset.from_list(rows)
+
+    def made(seed):
+        run = runfile.load(run_file("peft", f"seed={seed}", f"base_model={tiny}", "bf16=false"))
+        order = batches.tokenize(run, models.load_tokenizer(run), "train").dataset["input_ids"]
+        weights = adapting.adapted(run).state_dict()
+        return [row[0] for row in order], next(part for name, part in weights.items() if "lora_A" in name)
+
+    (order_0, weight_0), (order_42, weight_42), (order, weight) = made(0), made(42), made("null")
+    assert order == order_42 != order_0
+    assert torch.equal(weight, weight_42) and not torch.equal(weight, weight_0)
+
+
 def train(path, *command, options=(), **more):
     return subprocess.run(
         [*(command or [sys.executable]), str(ROOT / "tools" / "train.py"), str(path), *options],
@@ -109,6 +134,7 @@ def test_it_trains_in_an_environment_without_axolotl(small):
     assert metrics["steps"] == 4 and metrics["rows"] == 8
     assert metrics["trainable_parameters"] == 4884480  # r=16 on the seven linear layers of 30 blocks
     assert metrics["last_train_loss"] < metrics["first_train_loss"]
+    assert metrics["tokens_per_second"] > 0 and "flop_share" not in metrics
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes import files, libraries, results, runfile
+from lora_recipes import files, libraries, processes, results, runfile
 from lora_recipes.runfile import RunFile
 
 import click
@@ -198,7 +198,9 @@ def main(
     if dry_run:
         return None
     files.require_writable(output.parent)
-    record = _merge(run, plan, output, not no_verify, watch)
+    remedy = "close what else uses the GPU, or merge on the CPU: CUDA_VISIBLE_DEVICES= tools/merge.py"
+    with processes.enough_memory(remedy):
+        record = _merge(run, plan, output, not no_verify, watch)
     metrics = {**record["kl"], "weights_changed": record["weights_changed"]}
     more = {name: record[name] for name in ("verdict", "seconds", "onto", "dtype", "adapter", "files")}
     results.update(run, "merge", results.section(run, metrics, watch, **more))

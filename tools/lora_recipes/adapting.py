@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from lora_recipes import models, processes
+from lora_recipes import models, processes, settings
 from lora_recipes.runfile import RunFile
 
 import torch
@@ -39,7 +39,7 @@ def adapted(run: RunFile) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    set_seed(int(config.get("seed") or 42))
+    set_seed(settings.seed(run))
     return get_peft_model(model, lora)
 
 

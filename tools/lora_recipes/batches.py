@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import files, prompts, rows
+from lora_recipes import files, prompts, rows, settings
 from lora_recipes.runfile import RunFile
 
 PAD_TO = 64
@@ -42,16 +42,16 @@ def tokenize(run: RunFile, tokenizer: Any, part: str) -> TokenRows | None:
         return None
     dataset = _kept(run, tokenizer, found)
     if config.get("shuffle_merged_datasets", True):
-        dataset = dataset.shuffle(seed=int(config.get("seed") or 42))
+        dataset = dataset.shuffle(seed=settings.seed(run))
     limit = int(config.get("sequence_len") or 512)
-    lengths, trained = _counts(dataset)
+    lengths, trained = counts(dataset)
     fitting = [number for number, length in enumerate(lengths) if length <= limit]
     dropped = len(dataset) - len(fitting)
     if dropped and config.get("excess_length_strategy") == "raise":
         raise run.error("sequence_len", f"{dropped} of {len(dataset)} rows are over {limit} tokens; raise the limit.")
     if not fitting:
         raise run.error("sequence_len", f"every row is over {limit} tokens; raise the limit.")
-    tokens, learned = (sum(counts[number] for number in fitting) for counts in (lengths, trained))
+    tokens, learned = (sum(each[number] for number in fitting) for each in (lengths, trained))
     return TokenRows(dataset.select(fitting), dropped, tokens, learned)
 
 
@@ -93,7 +93,7 @@ def _tokenized(tokenizer: Any, found: list[tuple[list[dict[str, Any]], Any]], on
     return datasets.concatenate_datasets(pieces)
 
 
-def _counts(dataset: Any) -> tuple[list[int], list[int]]:
+def counts(dataset: Any) -> tuple[list[int], list[int]]:
     """Of each row the tokens, and those that carry loss."""
     lengths: list[int] = []
     trained: list[int] = []
@@ -103,6 +103,19 @@ def _counts(dataset: Any) -> tuple[list[int], list[int]]:
     return lengths, trained
 
 
+def targets(labels: Any) -> dict[str, Any]:
+    """What the loss is made of, of `labels` [rows, length], found on the CPU: found on a GPU, each would be waited for.
+
+    `columns`: the positions whose next token carries loss in any row. Of the logits [rows, columns] laid end to end,
+    `kept` are those that carry loss, and `targets` the tokens that they are to predict. All int64.
+    """
+    following = labels[:, 1:]
+    columns = (following != prompts.IGNORED).any(dim=0).nonzero().squeeze(1)
+    chosen = following[:, columns].flatten()
+    kept = (chosen != prompts.IGNORED).nonzero().squeeze(1)
+    return {"columns": columns, "kept": kept, "targets": chosen[kept]}
+
+
 @dataclass(frozen=True)
 class Collator:
     """Pads `input_ids` and `labels` on the right; the mask covers what is not padding."""
@@ -110,7 +123,7 @@ class Collator:
     pad_token_id: int
 
     def __call__(self, examples: list[dict[str, list[int]]]) -> dict[str, Any]:
-        """Batch of int64 tensors [rows, longest row rounded up to PAD_TO]."""
+        """Batch of int64 tensors [rows, longest row rounded up to PAD_TO], and `targets` of the labels."""
         import torch
 
         longest = max(len(example["input_ids"]) for example in examples)
@@ -120,8 +133,10 @@ class Collator:
             return torch.tensor([example[name] + [filler] * (width - len(example[name])) for example in examples])
 
         mask = [[1] * len(example["input_ids"]) + [0] * (width - len(example["input_ids"])) for example in examples]
+        labels = padded("labels", prompts.IGNORED)
         return {
             "input_ids": padded("input_ids", self.pad_token_id),
-            "labels": padded("labels", prompts.IGNORED),
+            "labels": labels,
             "attention_mask": torch.tensor(mask),
+            **targets(labels),
         }

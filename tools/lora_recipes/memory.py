@@ -1,4 +1,4 @@
-"""A CPU process's memory: kept for the next step, and yet bounded.
+"""Memory: what to do when there is too little, and a CPU process's, kept for the next step and yet bounded.
 
 Rows of many lengths make tensors of many sizes, and no step fits the holes that the ones before it left: what is
 resident grows with the steps (results/bench/notes.md, growth).
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes import processes
+from lora_recipes.runfile import RunFile
 
 from transformers import TrainerCallback
 
@@ -21,6 +22,25 @@ _TOO_MUCH = 1.3
 
 _PRIMITIVES = "256"
 """oneDNN's compiled products that are kept, of 1,024: a step needs some tens, and each length brings new ones."""
+
+
+def for_training(run: RunFile) -> str:
+    """What to lower in a run file that needs too much memory, and what keeps the global batch then."""
+    config = run.config
+    size, accumulated = int(config["micro_batch_size"]), int(config.get("gradient_accumulation_steps") or 1)
+    lower = []
+    if size > 1:
+        smaller = size // 2 if size % 2 == 0 else 1
+        lower.append(
+            f"micro_batch_size: {smaller} with gradient_accumulation_steps: {size * accumulated // smaller} "
+            "(the same global batch)"
+        )
+    if not config.get("gradient_checkpointing"):
+        lower.append("gradient_checkpointing: true")
+    lower.append(f"sequence_len below {config.get('sequence_len') or 512}")
+    if not config.get("load_in_4bit"):
+        lower.append("the qlora variant (adapter: qlora, load_in_4bit: true)")
+    return f"{run.name}: set {', or '.join(lower)}."
 
 
 def reuse() -> None:

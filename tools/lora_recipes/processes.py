@@ -1,18 +1,28 @@
-"""Several processes on a CPU: what accelerate and DeepSpeed need to join them over gloo.
+"""The processes of a run and their devices: one device a process, on a CPU joined over gloo.
 
-Measured with accelerate 1.13, DeepSpeed 0.18.9 and torch 2.13: without this, accelerate finds no
-accelerator and counts one process, DeepSpeed asks for NCCL, and two processes train the same rows
-twice without a word. On a machine with a GPU nothing here does anything.
+Measured with accelerate 1.13, DeepSpeed 0.18.9 and torch 2.13: without `join`, accelerate finds no accelerator on a
+CPU and counts one process, DeepSpeed asks for NCCL, and each of two processes trains on all rows.
 """
 
+import contextlib
 import functools
 import os
+import shutil
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lora_recipes import supervising
+from lora_recipes.runfile import RunFile
 
 import click
+
+_CPU_PLUGIN = "lora_recipes.plugin.CpuPlugin"
+"""A run file that names it is meant for a CPU."""
+
+_EXHAUSTED = ("out of memory", "can't allocate memory")
+"""In the words of torch's errors for a GPU, for a library's call on it, and for a CPU."""
 
 
 def on_cpu() -> bool:
@@ -20,6 +30,52 @@ def on_cpu() -> bool:
     import torch
 
     return not torch.accelerator.is_available()
+
+
+def require_accelerator(run: RunFile) -> None:
+    """Raises click.ClickException where a run file that is meant for a GPU would train on the CPU.
+
+    That would take days, and an old driver alone makes a machine with a GPU look like one without.
+    """
+    if not on_cpu() or _CPU_PLUGIN in (run.config.get("plugins") or []):
+        return
+    import torch
+
+    if not _has_nvidia_driver():
+        reason = "no GPU is found here"
+    elif torch.version.cuda is None:
+        reason = "a GPU is here, but the installed torch is a build for CPUs"
+    else:
+        reason = (
+            f"a GPU is here, but torch cannot use it: its driver is too old for CUDA {torch.version.cuda}, "
+            "or CUDA_VISIBLE_DEVICES hides it"
+        )
+    raise click.ClickException(
+        f"{run.name}: {reason}; to train on the CPU all the same, name {_CPU_PLUGIN} under plugins: in the run file."
+    )
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether or not torch can use it."""
+    return shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").exists()
+
+
+def one_device(trainer: Any) -> None:
+    """Let a process of transformers' Trainer train on one GPU, and say so where there are more.
+
+    Without torchrun it would wrap the model in torch's DataParallel, which splits a batch by its rows: rows laid end
+    to end, and the columns that logits are made for, have none. And the global batch would not be the run file's.
+    """
+    arguments = trainer.args
+    if arguments.n_gpu <= 1:
+        return
+    click.echo(
+        f"{arguments.n_gpu} GPUs are here, and one process trains on one of them; to use all, render the run file "
+        f"with --set gpus={arguments.n_gpu} and start it with torchrun --nproc-per-node={arguments.n_gpu}",
+        err=True,
+    )
+    arguments._n_gpu = 1
+    trainer._train_batch_size = arguments.train_batch_size  # was made of n_gpu
 
 
 def has_bf16() -> bool:
@@ -59,23 +115,20 @@ def share_cores() -> None:
 
 
 def join(deepspeed: bool) -> None:
-    """Join the processes of this run over gloo, each with its share of the cores; one process needs
-    gloo for DeepSpeed alone.
+    """Join the processes of this run, on a CPU over gloo and each with its share of the cores.
 
-    Call it before accelerate's or DeepSpeed's first use.
+    One process joins itself for DeepSpeed, which otherwise looks for MPI. Call it before accelerate's or DeepSpeed's
+    first use.
     """
     share_cores()
     if world_size() > 1:
         supervising.end_with_parent()  # torchrun leaves its processes behind when it is killed
+    elif deepspeed:
+        _set_rendezvous_of_one()
     if not on_cpu() or (world_size() == 1 and not deepspeed):
         return
     import torch
     from accelerate.state import DistributedType, PartialState
-
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
 
     def gloo(self: Any, *args: Any, **kwargs: Any) -> tuple[str, DistributedType]:
         return "gloo", DistributedType.MULTI_CPU
@@ -85,6 +138,14 @@ def join(deepspeed: bool) -> None:
         torch.distributed.init_process_group("gloo")
     if deepspeed:
         _gather_without_gradient()
+
+
+def _set_rendezvous_of_one() -> None:
+    """What torchrun would set for one process."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
 
 
 def _gather_without_gradient() -> None:
@@ -112,3 +173,15 @@ def require_world(found: int) -> None:
 
 def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextlib.contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """An error for want of memory becomes a click.ClickException that ends in what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _EXHAUSTED):
+            raise
+        said = str(error).split(". ")[0].splitlines() or ["no more memory"]
+        raise click.ClickException(f"out of memory ({said[0]}); {remedy}") from None

@@ -44,6 +44,7 @@ def section(run: RunFile, metrics: dict[str, Any], watch: Stopwatch, **more: Any
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "wall_seconds": watch.seconds(),
         "peak_memory_mb": peak_memory_mb(),
+        **_peak_gpu_memory(),
         "environment": environment(),
     }
 
@@ -107,6 +108,15 @@ def peak_memory_mb() -> int:
     """The largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak // 1024 if sys.platform != "darwin" else peak // 1024**2)
+
+
+def _peak_gpu_memory() -> dict[str, int]:
+    """`peak_gpu_memory_mb`: the most that this process's tensors took on a GPU, the largest of its GPUs."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    peak = max(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+    return {"peak_gpu_memory_mb": int(peak // 2**20)}
 
 
 def read(path: Path) -> dict[str, Any]:

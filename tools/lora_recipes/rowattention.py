@@ -5,6 +5,7 @@ PyTorch's fused kernel is slow there backwards (bench/attention.py measures it).
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,26 +83,31 @@ def attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     row_parts: torch.Tensor | None = None,
+    row_ends: torch.Tensor | None = None,
     longest_row: int = 0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each row, for transformers' AttentionInterface.
 
     `query` is [1, heads, tokens, size], `key` and `value` [1, key heads, tokens, size]; gives [1, tokens, heads, size].
-    Without `row_parts` [rows, 3] all tokens are one row.
-    Raises ValueError for what it does not compute: soft-capped scores, attention sinks, dropout.
+    Of paddingfree.Collator are `row_parts` [rows, 3], `row_ends` [rows + 1] where rows share nothing, and
+    `longest_row`; without them all tokens are one row.
+    Raises ValueError for what it does not compute: soft-capped scores, sinks, dropout, and on a GPU shared tokens.
     """
     if any(others.get(name) is not None for name in ("softcap", "s_aux")) or dropout:
         raise ValueError("its attention has soft-capped scores, sinks or dropout")
     tokens = query.shape[2]
     if row_parts is None:
         row_parts, longest_row = torch.tensor([[tokens, 0, 0]], device=query.device), tokens
+        row_ends = torch.tensor([0, tokens], dtype=torch.int32, device=query.device)
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast a rotation leaves them in float32
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < longest_row else None
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _flash(q, k, v, row_parts, longest_row, scale, window).unsqueeze(0), None
+        if row_ends is None:
+            raise ValueError("its rows share tokens")
+        return _flash(q, k, v, row_ends, longest_row, scale, window).unsqueeze(0), None
     parts = segments(row_parts)
     if longest_row <= _SHORT and query.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):  # its backward pass is outside of autocast, too
@@ -117,34 +123,27 @@ def _keys(part: torch.Tensor, segment: Segment) -> torch.Tensor:
     return torch.cat([part[segment.shared], own]) if segment.before else own
 
 
-def _flash(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    row_parts: torch.Tensor,
-    longest: int,
-    scale: float,
-    window: int | None,
-) -> torch.Tensor:
+def _flash(q: Any, k: Any, v: Any, ends: torch.Tensor, longest: int, scale: float, window: int | None) -> torch.Tensor:
     """Of rows that share nothing: what they share would have to be fetched from the GPU in each layer."""
     from torch.nn.attention.varlen import varlen_attn
 
-    ends = functional.pad(row_parts[:, 0].cumsum(0), (1, 0)).int()
+    more: dict[str, Any] = {}
+    if (copies := q.shape[1] // k.shape[1]) > 1:
+        if _takes_grouped_keys(varlen_attn):
+            more = {"enable_gqa": True}
+        else:
+            k, v = (part.repeat_interleave(copies, dim=1) for part in (k, v))
     back = -1 if window is None else window - 1  # the tokens before the own one
-    out = varlen_attn(
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
-        ends,
-        ends,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(back, 0),
-        enable_gqa=k.shape[1] < q.shape[1],
-    )
+    q, k, v = (part.contiguous() for part in (q, k, v))
+    out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(back, 0), **more)
     assert isinstance(out, torch.Tensor)
     return out
+
+
+@functools.cache
+def _takes_grouped_keys(kernel: Any) -> bool:
+    """PyTorch's does from 2.12 on."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:

@@ -96,6 +96,12 @@ def _require_own_plugins(run: RunFile, names: list[str]) -> None:
             )
 
 
+def seed(run: RunFile) -> int:
+    """42 without one, as in Axolotl; 0 is a seed."""
+    value = run.config.get("seed")
+    return 42 if value is None else int(value)
+
+
 def total_steps(run: RunFile, n_rows: int) -> int:
     """Optimizer steps, as transformers counts them: whole batches a process, a short one at the end."""
     config = run.config
@@ -139,6 +145,7 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
             remove_unused_columns=False,
             label_names=["labels"],
             prediction_loss_only=True,
+            logging_nan_inf_filter=False,  # it waits for the GPU twice a micro batch, to log another loss than NaN
             report_to=["wandb"] if config.get("wandb_project") else [],
             run_name=config.get("wandb_name"),
             disable_tqdm=True,

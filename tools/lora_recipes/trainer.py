@@ -18,10 +18,10 @@ from lora_recipes import (
     models,
     paddingfree,
     processes,
-    prompts,
     results,
     rows,
     settings,
+    speed,
     tracking,
 )
 from lora_recipes.progress import StepLines
@@ -56,18 +56,16 @@ class PlainTrainer(Trainer):
     ) -> Any:
         """Mean cross-entropy in nats over the labels that are not IGNORED.
 
-        `labels` is [rows, length]; logits are made for the columns in which any row has a label.
+        Logits are made for the columns in which any row has a label: `inputs` holds what batches.targets gives.
         """
-        labels = inputs["labels"][:, 1:]
-        columns = (labels != prompts.IGNORED).any(dim=0).nonzero().squeeze(1)
         given = {name: part for name, part in inputs.items() if name != "labels"}
+        columns, kept, targets = (given.pop(name) for name in ("columns", "kept", "targets"))
         outputs = model(**given, logits_to_keep=columns, use_cache=False)
-        targets, found = labels[:, columns].flatten(), outputs.logits.flatten(0, 1)
+        found = outputs.logits.flatten(0, 1)[kept]
         if self.head is not None:
-            kept = (targets != prompts.IGNORED).nonzero().squeeze(1)
-            loss = headloss.loss(found[kept], self.head, targets[kept])
+            loss = headloss.loss(found, self.head, targets)
         else:
-            loss = torch.nn.functional.cross_entropy(found.float(), targets, ignore_index=prompts.IGNORED)
+            loss = torch.nn.functional.cross_entropy(found.float(), targets)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -78,6 +76,7 @@ def train(run: RunFile, overwrite: bool = False) -> None:
     the run file has auto_resume_from_checkpoints; to overwrite is to remove both first. Raises click.ClickException.
     """
     settings.require_supported(run)
+    processes.require_accelerator(run)
     tracking.require_login(run)
     tracking.name_project(run)
     with files.claimed(run.output_dir) if processes.is_main() else contextlib.nullcontext():
@@ -99,10 +98,11 @@ def train(run: RunFile, overwrite: bool = False) -> None:
         train_rows, eval_rows = (batches.tokenize(run, tokenizer, part) for part in ("train", "validation"))
         assert train_rows is not None
         report_rows(train_rows, eval_rows)
-        trainer = _trainer(run, tokenizer, train_rows, eval_rows)
-        files.require_space(run.output_dir, _checkpoint_bytes(trainer.model))
-        processes.require_world(trainer.args.world_size)
-        _train(run, trainer)
+        with processes.enough_memory(memory.for_training(run)):
+            trainer = _trainer(run, tokenizer, train_rows, eval_rows)
+            files.require_space(run.output_dir, _checkpoint_bytes(trainer.model))
+            processes.require_world(trainer.args.world_size)
+            _train(run, trainer)
         if processes.is_main():
             adapters.require(run.output_dir, run)
             results.update(run, "training", section(run, trainer, watch, train_rows, eval_rows))
@@ -125,8 +125,9 @@ def _trainer(
         data_collator=collator,
         head=None if settings.zero_stage(run) == 3 else headloss.detach(model),
         processing_class=tokenizer,
-        callbacks=[StepLines(), memory.Returned()],
+        callbacks=[StepLines(), memory.Returned(), speed.Speed()],
     )
+    processes.one_device(trainer)
     _quiet(trainer)
     checkpoints.make_interruptible(trainer)
     return trainer
@@ -183,9 +184,9 @@ def section(
     history = trainer.state.log_history
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     train_losses = [entry["loss"] for entry in history if "loss" in entry]
-    counted: dict[str, Any] = {}
+    counted: dict[str, Any] = _speed(trainer, train_rows)
     if train_rows is not None:
-        counted = {
+        counted |= {
             "rows": len(train_rows.dataset),
             "rows_too_long": train_rows.dropped,
             "tokens_an_epoch": train_rows.tokens,
@@ -203,3 +204,16 @@ def section(
     return results.section(
         run, metrics, watch, trainer=type(trainer).__name__, processes=processes.world_size(), log_history=history
     )
+
+
+def _speed(trainer: Any, train_rows: batches.TokenRows | None) -> dict[str, float]:
+    """Of a trainer with speed.Speed among its callbacks; Axolotl's rows are counted here."""
+    found = [each for each in trainer.callback_handler.callbacks if isinstance(each, speed.Speed)]
+    if not found:
+        return {}
+    if train_rows is not None:
+        return found[0].metrics(trainer, train_rows.tokens, train_rows.trained_tokens)
+    if "labels" not in (getattr(trainer.train_dataset, "column_names", None) or ()):
+        return {}
+    lengths, trained = batches.counts(trainer.train_dataset)
+    return found[0].metrics(trainer, sum(lengths), sum(trained))
