@@ -160,9 +160,10 @@ def hardware(made: Rendered, plain: bool = False) -> list[str]:
     lines = [_rows(memory, card, facts["gpus"], micro, row, limit)]
     if row < limit:
         lines[0] += f"; the data's have {average} on average"
-    if micro > 1 and (single := _card(memory, row)) and (row < limit or single != card):
-        more = f", and {_card(memory, limit) or 'over 80'} GB for rows of {limit:,} tokens" if row < limit else ""
-        lines.append(f"render --set micro_batch_size=1: {single} GB{more}")
+    single, whole = _card(memory, row), f"{_card(memory, limit) or 'over 80'} GB for rows of {limit:,} tokens"
+    alone = [f"{single} GB"] * (single is not None and single != card) + [whole] * (row < limit)
+    if micro > 1 and alone:
+        lines.append(f"render --set micro_batch_size=1: {', and '.join(alone)}")
     if plain and (less := _card(estimate(run, model, facts["gpus"], chunked=True), micro * row)) != card:
         lines.append(f"tools/train.py, which makes its logits in chunks: {less} GB")
     return lines
