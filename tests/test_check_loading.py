@@ -237,6 +237,22 @@ class TestAFailure:
         assert done.exit_code == 1 and len(failed) == 1
         assert "the check of machine itself failed" in failed[0]["found"] and "by nothing" in failed[0]["found"]
 
+    @pytest.mark.parametrize("content", ['{"messages": [\n', "null\n", ""])
+    def test_to_read_rows_that_are_here_is_an_error(self, absent, write, tmp_path, content):
+        (tmp_path / "rows.jsonl").write_text(content)
+        report = preflight.run(write(text=RUN.replace("owner/rows", "rows.jsonl")), absent)[0].report
+        assert ("error", "data", "datasets.0.path") in places(report.findings)
+
+    def test_of_the_chat_template_on_a_real_prompt_is_an_error(self, absent, write, tmp_path):
+        (tmp_path / "rows.jsonl").write_text('{"q": "What is 2?", "a": "A number."}\n')
+        mapping = "type: {field_instruction: q, field_output: a, format: 'Q {instruction} A '}"
+        text = RUN.replace("owner/rows", "rows.jsonl").replace("type: alpaca", mapping)
+        refusing = "chat_template_jinja: \"{{ raise_exception('no such turn') }}\"\n"
+        folder = families.model_folder("qwen3", tmp_path / "model")
+        report = preflight.run(write(refusing, text), absent, folder)[0].report
+        (finding,) = [one for one in report.findings if one.check == "prompt-parity"]
+        assert finding.severity == "error" and "no such turn" in finding.found
+
     def test_without_axolotl_nothing_is_wrong_and_that_is_said(self, absent, write):
         report = preflight.run(write(), absent)[0].report
         assert not report.failed and "Axolotl's own validation" in dict(report.unchecked)

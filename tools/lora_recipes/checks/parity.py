@@ -65,8 +65,12 @@ def _asked(subject: Subject, part: Part, row: dict[str, Any]) -> str | None:
         turns = parts.messages(part, row)
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options))
     except Exception as error:  # a template may raise anything about the turns that it is given
-        words = " ".join(str(error).split())[:160]
-        subject.report.skip(f"{part.key} prompt parity", f"the chat template refuses the prompt ({words})")
+        words = f"the chat template refuses the prompt ({' '.join(str(error).split())[:160]})"
+        if part.format and not part.made_up:
+            fix = "leave out what the template does not take, or write a chat_template that takes it"
+            subject.error("prompt-parity", f"{part.key}.type", words, "a prompt that evaluation can ask", fix)
+        else:
+            subject.report.skip(f"{part.key} prompt parity", words)
         return None
 
 

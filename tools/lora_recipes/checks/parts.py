@@ -102,15 +102,32 @@ def _load(subject: Subject, key: str, index: int, entry: dict[str, Any]) -> Part
             place, _, words = message.partition(": ")
             subject.error("data", place, words, "rows that can be trained on", "see the text before")
             return None
+        if _is_file(subject, entry):
+            _unreadable(subject, key, error.message)
+            return None
         subject.report.skip(f"{key} rows", message)
     except Exception as error:
-        subject.report.skip(f"{key} rows", f"{entry['path']} cannot be read ({libraries.reason(error)})")
+        words = f"{entry['path']} cannot be read ({libraries.reason(error.__cause__ or error)})"
+        if _is_file(subject, entry):
+            _unreadable(subject, key, words)
+            return None
+        subject.report.skip(f"{key} rows", words)
     row = dict(_PROBE)
     if fmt:
         row |= {fmt.field_instruction: _TURNS[0]["content"], fmt.field_output: _TURNS[1]["content"]}
     elif isinstance(entry.get("type"), dict):
         return None
     return Part(key, entry, [row], made_up=True, format=fmt)
+
+
+def _is_file(subject: Subject, entry: dict[str, Any]) -> bool:
+    """Whether Axolotl reads the rows as we do: a folder may be one that `datasets` saved, which only Axolotl reads."""
+    path = subject.local(entry["path"])
+    return path is not None and path.is_file()
+
+
+def _unreadable(subject: Subject, key: str, words: str) -> None:
+    subject.error("data", f"{key}.path", words, "rows that can be read", "mend the file, or name another split or type")
 
 
 def _tokenize(subject: Subject, part: Part, axolotl: Axolotl) -> None:
