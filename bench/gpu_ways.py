@@ -142,8 +142,8 @@ def answered(setting: gpu.Setting, model: Any, new_tokens: int) -> dict[str, Any
     groups = [asked[start : start + setting.micro] for start in range(0, len(asked), setting.micro)]
     seconds, peak = timed(run, groups, warm_up=1)
     return {
-        "tokens_per_second": round(len(asked) * new_tokens / seconds, 1),
-        "questions_per_second": round(len(asked) / seconds, 2),
+        "tokens_per_second": round(len(asked) * new_tokens / seconds, 3),
+        "questions_per_second": round(len(asked) / seconds, 3),
         "peak_memory_mb": peak,
     }
 
