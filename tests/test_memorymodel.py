@@ -193,7 +193,7 @@ def test_the_peak_of_the_embedded_models_training_is_as_computed(variant, rows, 
     run, length = yamlfile.load(path.read_text(), "rendered").data, 64
     done = subprocess.run(
         [sys.executable, "-c", STEPS, str(path), str(rows), str(length)],
-        cwd=ROOT / "tools",
+        cwd=ROOT,
         env=os.environ | {"MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,
