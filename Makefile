@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: help setup demo check test faults recipes bench
+# Two workers: one waits while the other computes. Each has a core of its own (tests/conftest.py).
+PYTEST = $(BIN)/pytest -n 2 --durations 10
+
+.PHONY: help setup demo check test test-fast faults recipes bench
 
 help:
 	@echo 'make setup    .venv with Axolotl, DeepSpeed and two small models (minutes, once)'
 	@echo 'make demo     train, merge and score a small model here, without a GPU'
 	@echo 'make check    lint, types, and recipes/ against the templates'
-	@echo 'make test     check, then every test, the fast ones first'
+	@echo 'make test     check, then every test, the fast ones first (half an hour)'
+	@echo 'make test-fast  the tests that train nothing (minutes)'
 	@echo 'make faults   kill every tool at its writes and between them, 72 times, and see that nothing is lost'
 	@echo 'make recipes  write recipes/ anew from the templates'
 	@echo 'make bench    measure against the peers, each way in turn (hours), and write the tables of README.md'
@@ -25,8 +29,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python tools/render.py --check
 
-test: check
-	$(BIN)/pytest
+test: check test-fast
+	$(PYTEST) --dist loadfile -m slow
+
+test-fast: setup
+	$(PYTEST) --dist worksteal -m 'not slow'
 
 faults: setup
 	$(BIN)/pytest tests/test_faults.py --faults 72 -s

@@ -5,9 +5,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forking
 import tiny as tiny_model
 
 # Before anything imports the libraries that read them; subprocesses inherit them.
@@ -18,7 +19,12 @@ os.environ |= {
     "WANDB_MODE": "disabled",
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
+    "AXOLOTL_DATASET_NUM_PROC": "1",  # a dozen rows: starting processes for them takes longer than the rows do
 }
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # A core for each of pytest's workers: more threads than cores wait for each other, tenfold.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 from lora_recipes import ROOT, embedded, rendering, runfile  # noqa: E402
 
@@ -48,12 +54,47 @@ def embedded_model() -> Path:
     return embedded.ensure_chat_model()
 
 
+@pytest.fixture(scope="session")
+def libraries() -> Iterator[forking.Parent]:
+    """A parent that has imported all but Axolotl."""
+    parent = forking.Parent(
+        *("lora_recipes.trainer", "lora_recipes.evaluation", "lora_recipes.verifying", "lora_recipes.likelihood"),
+        *("transformers.models.llama.modeling_llama", "deepspeed", "bitsandbytes", "bert_score"),
+        *("lm_eval.models.huggingface", "lm_eval.evaluator"),
+    )
+    yield parent
+    parent.close()
+
+
+@pytest.fixture(scope="session")
+def axolotl_libraries() -> Iterator[forking.Parent]:
+    """A parent that has imported Axolotl as well."""
+    parent = forking.Parent(
+        *("lora_recipes.plugin", "lora_recipes.trainer", "axolotl.cli.main", "axolotl.cli.train", "axolotl.train"),
+        *("axolotl.cli.config", "axolotl.common.datasets", "axolotl.loaders", "axolotl.core.builders", "deepspeed"),
+        *("axolotl.monkeypatch.lora_kernels", "bitsandbytes", "transformers.models.llama.modeling_llama"),
+    )
+    yield parent
+    parent.close()
+
+
+@pytest.fixture(scope="session")
+def axolotl(axolotl_libraries: forking.Parent, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to put first in PATH: its `axolotl` is this environment's, in a fork of the parent."""
+    folder = tmp_path_factory.mktemp("bin")
+    axolotl_libraries.client(folder / "axolotl", Path(sys.executable).with_name("axolotl"))
+    return folder
+
+
 @pytest.fixture
-def tool() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a tool as its user does: `tool("render", "--list", cwd=…, input=…)`."""
+def tool(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a tool as its user does: `tool("render", "--list", cwd=…, input=…)`; those that import much in a fork."""
 
     def run(name: str, *args: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
+        program = ROOT / "tools" / f"{name}.py"
+        if name in ("train", "merge", "eval", "benchmark"):
+            return request.getfixturevalue("libraries").run([program, *args], cwd=cwd, **options)
+        command = [sys.executable, str(program), *map(str, args)]
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
     return run

@@ -5,13 +5,12 @@ folder, and sends the process a signal at the n-th. So every named step of a too
 happens to look; a timer hits what happens between them, in libraries that write past Python.
 """
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from lora_recipes import ROOT
 
+import forking
 import pytest
 from merges import ROWS, write_base
 
@@ -105,6 +105,9 @@ class Harness:
     """A small base model and its rows, and folders in which commands are disturbed."""
 
     root: Path
+    libraries: forking.Parent | None = None
+    axolotl: forking.Parent | None = None
+    """Where commands are run; a harness that only makes folders needs neither."""
     made: dict[str, Path] = field(default_factory=dict)
     """The folder after each command that was not disturbed."""
     events: dict[str, list[str]] = field(default_factory=dict)
@@ -138,29 +141,26 @@ class Harness:
         """Run a command in a folder; hit its at-th change, or the command itself after some seconds."""
         log = folder.with_name(folder.name + ".log")
         log.unlink(missing_ok=True)
+        program, *args = COMMANDS[command].split()
         environment = os.environ | {
             "PYTHONPATH": str(self.root / "hook"),
             "FAULTS_FOLDER": str(folder),
-            "FAULTS_ONLY": "axolotl.cli.train" if command.startswith("axolotl") else "/tools/",
+            "FAULTS_ONLY": program,
             "FAULTS_AT": str(at),
             "FAULTS_SIGNAL": str(int(number)),
             "FAULTS_LOG": str(log),
         }
-        line = COMMANDS[command].format(tools=ROOT / "tools", bin=BIN, python=sys.executable)
-        process = subprocess.Popen(
-            ["bash", "-c", f"exec {line}"],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        parent = self.axolotl if program == AXOLOTL else self.libraries
+        assert parent
+        text = (folder / args.pop()).read_text() if program == AXOLOTL else ""
+        process = parent.start([program, *args], cwd=folder, env=environment, input=text)
         if after:
             time.sleep(after)
-            process.send_signal(number)
-        said, _ = process.communicate()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+        done = process.wait()
         changed = log.read_text().splitlines() if log.exists() else []
-        return process.returncode, said, changed
+        return done.returncode, done.stdout + done.stderr, changed
 
     def whole(self, command: str) -> Path:
         """The folder after the command alone, made once; notes what it changed and how long it took."""
@@ -187,16 +187,19 @@ class Harness:
         return Ended(int(code != 0), folder, said + words)
 
 
+AXOLOTL = str(BIN / "axolotl")
 COMMANDS = {
-    "train": "{python} {tools}/train.py run.yaml",
-    "train with DeepSpeed": "{python} {tools}/train.py deepspeed.yaml",
-    "axolotl": "{bin}/axolotl train - < run.yaml",
-    "axolotl with DeepSpeed": "{bin}/axolotl train - < deepspeed.yaml",
-    "eval": "{python} {tools}/eval.py run.yaml --base --batch-size 2 --max-new-tokens 8",
-    "benchmark": "{python} {tools}/benchmark.py run.yaml --base --limit 4",
-    "merge": "{python} {tools}/merge.py run.yaml",
-    "report": "{python} {tools}/report.py outputs",
+    "train": f"{ROOT}/tools/train.py run.yaml",
+    "train with DeepSpeed": f"{ROOT}/tools/train.py deepspeed.yaml",
+    "axolotl": f"{AXOLOTL} train - run.yaml",
+    "axolotl with DeepSpeed": f"{AXOLOTL} train - deepspeed.yaml",
+    "eval": f"{ROOT}/tools/eval.py run.yaml --base --batch-size 2 --max-new-tokens 8",
+    "benchmark": f"{ROOT}/tools/benchmark.py run.yaml --base --limit 4",
+    "merge": f"{ROOT}/tools/merge.py run.yaml",
+    "report": f"{ROOT}/tools/report.py outputs",
 }
+"""Program and arguments; the last one of Axolotl's is the file on its stdin."""
+
 BEGIN = {"eval": "train", "benchmark": "train", "merge": "train", "report": "eval"}
 """What each command goes on from."""
 

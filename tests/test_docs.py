@@ -102,7 +102,7 @@ def test_each_path_that_the_readme_names_exists() -> None:
 
 def test_each_make_target_is_in_its_help_and_the_readme_names_only_real_ones() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.M)) - {"help"}
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M)) - {"help"}
     help_text = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"make ([a-z]+)", help_text)) == targets
-    assert set(re.findall(r"`make ([a-z]+)", _readme())) <= targets
+    assert set(re.findall(r"make ([a-z-]+)", help_text)) == targets
+    assert set(re.findall(r"`make ([a-z-]+)", _readme())) <= targets

@@ -30,9 +30,9 @@ FEW = {"train": 3, "train with DeepSpeed": 1, "eval": 2, "benchmark": 1, "merge"
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory):
+def harness(tmp_path_factory, libraries, axolotl_libraries):
     random.seed(0)
-    return Harness(tmp_path_factory.mktemp("faults"))
+    return Harness(tmp_path_factory.mktemp("faults"), libraries, axolotl_libraries)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory):
-    return Harness(tmp_path_factory.mktemp("disk"))
+def harness(tmp_path_factory, libraries, axolotl_libraries):
+    return Harness(tmp_path_factory.mktemp("disk"), libraries, axolotl_libraries)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
-from lora_recipes import ROOT, runfile
+from lora_recipes import runfile
 
 import click
 import pytest
-from faults import BIN, Harness
+from faults import AXOLOTL, Harness
 
 PLANTED = {
     "HF_TOKEN": "hf_" + "aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA1b",
@@ -37,24 +35,23 @@ def holding(folder):
 
 
 @pytest.mark.slow
-def test_planted_tokens_appear_in_no_output_of_any_tool(tmp_path):
-    harness = Harness(tmp_path)
-    folder = harness.stage("private")
+def test_planted_tokens_appear_in_no_output_of_any_tool(tmp_path, tool, axolotl_libraries):
+    folder = Harness(tmp_path).stage("private")
     path = folder / "run.yaml"
     path.write_text(path.read_text() + "wandb_project: private\nwandb_mode: offline\n")
     environment = os.environ | PLANTED | {"WANDB_MODE": "offline"}
-    said = ""
+    done = [axolotl_libraries.run([AXOLOTL, "train", "-"], cwd=folder, env=environment, input=path.read_text())]
     for command in (
-        f"{BIN}/axolotl train - < run.yaml",
-        f"{sys.executable} {ROOT}/tools/eval.py run.yaml --limit 2 --max-new-tokens 4",
-        f"{sys.executable} {ROOT}/tools/merge.py run.yaml",
-        f"{sys.executable} {ROOT}/tools/report.py outputs",
-        f"{sys.executable} {ROOT}/tools/check.py run.yaml",
-        f"{sys.executable} {ROOT}/tools/train.py nowhere.yaml",
+        "eval run.yaml --limit 2 --max-new-tokens 4",
+        "merge run.yaml",
+        "report outputs",
+        "check run.yaml",
+        "train nowhere.yaml",
     ):
-        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-        said += done.stdout + done.stderr
-        assert done.returncode == 0 or "nowhere" in command or "check" in command, said[-2000:]
+        done.append(tool(*command.split(), cwd=folder, env=environment))
+        assert done[-1].returncode == 0 or "nowhere" in command or "check" in command, done[-1].stderr[-2000:]
     assert list(folder.rglob("*.wandb")), "W&B wrote nothing: the test shows nothing of it"
-    assert holding(folder) == [] and not any(token in said for token in PLANTED.values())
+    said = "".join(one.stdout + one.stderr for one in done)
+    assert done[0].returncode == 0 and not any(token in said for token in PLANTED.values())
+    assert holding(folder) == []
     assert json.loads((folder / "outputs/small/peft/result.json").read_text())["training"]["status"] == "ok"
