@@ -37,19 +37,24 @@ def settings(rows, output_dir, *more):
     return [f"--set={setting}" for setting in (*SMALL, *data, *more)]
 
 
-def pipe(variant, options, launcher=(), cwd=ROOT, **more):
+@pytest.fixture(scope="module")
+def pipe(axolotl):
     """`tools/render.py … | axolotl train -`, through a real shell."""
-    render = f'"{ROOT}/tools/render.py" --recipe smollm2-african-history --variant {variant} {" ".join(options)}'
-    line = f'cd "{ROOT}" && {render} | (cd "{cwd}" && axolotl train - {" ".join(launcher)})'
-    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, **more)
+
+    def run(variant, options, launcher=(), cwd=ROOT):
+        render = f'"{ROOT}/tools/render.py" --recipe smollm2-african-history --variant {variant} {" ".join(options)}'
+        line = f'cd "{ROOT}" && {render} | (cd "{cwd}" && axolotl train - {" ".join(launcher)})'
+        environment = os.environ | {"PATH": f"{axolotl}:{os.environ['PATH']}"}
+        return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
+
+    return run
 
 
 TWO = ("--launcher", "torchrun", "--", "--nproc-per-node=2")
 
 
 @pytest.fixture(scope="module")
-def trained(rows, tmp_path_factory, embedded_model):
+def trained(rows, tmp_path_factory, embedded_model, pipe):
     """Train a variant once in this module; gives its output folder."""
     done = {}
 
@@ -170,13 +175,13 @@ def test_lora_and_peft_see_the_same_rows_as_the_same_tokens_with_the_same_labels
             assert sum(token in tokenizer.all_special_ids for token in one["input_ids"]) == 6
 
 
-def test_the_same_run_file_gives_the_same_adapter_to_the_bit(trained, rows, tmp_path):
+def test_the_same_run_file_gives_the_same_adapter_to_the_bit(trained, rows, tmp_path, pipe):
     result = pipe("lora", settings(rows, tmp_path / "again"))
     assert result.returncode == 0, result.stderr[-2000:]
     assert largest_difference(trained("lora"), tmp_path / "again") == 0.0
 
 
-def test_a_finished_run_started_again_says_so_and_does_nothing(trained, rows):
+def test_a_finished_run_started_again_says_so_and_does_nothing(trained, rows, pipe):
     folder = trained("lora")
     before = (folder / "adapter_model.safetensors").stat().st_mtime_ns
     result = pipe("lora", settings(rows, folder))
@@ -191,27 +196,73 @@ def wait_for(what, seconds):
     return found
 
 
-def test_a_run_killed_in_the_middle_is_finished_by_the_same_command(rows, tmp_path, embedded_model, trained):
-    folder = tmp_path / "killed"
-    options = settings(rows, folder)
-    text = rendering.render("smollm2-african-history", "lora", tuple(o.removeprefix("--set=") for o in options))
-    running = subprocess.Popen(
-        [BIN / "axolotl", "train", "-"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+def write(folder, rows, tiny):
+    """A run file of forty steps on the tiny model, a checkpoint each."""
+    more = (f"base_model={tiny}", "max_steps=40", "evals_per_epoch=null", "saves_per_epoch=null", "save_steps=1")
+    path = folder.parent / f"{folder.name}.yaml"
+    options = settings(rows, folder, *more, f"dataset_prepared_path={folder.parent}/prepared")
+    path.write_text(
+        rendering.render("smollm2-african-history", "lora", tuple(o.removeprefix("--set=") for o in options))
     )
-    running.stdin.write(text.encode())
-    running.stdin.close()
-    wait_for(lambda: list(folder.glob("checkpoint-*/trainer_state.json")), 400)
+    return path
+
+
+@pytest.mark.parametrize("given", ["the path of a run file", "a run file on stdin"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_ended_in_the_middle_is_finished_by_the_same_command(
+    rows, tmp_path, tiny, axolotl_libraries, number, given
+):
+    """`axolotl train FILE` and `axolotl train -` are one command; the end is that of a run left alone."""
+
+    def start(name):
+        path = write(tmp_path / name, rows, tiny)
+        by_path = given.startswith("the path")
+        command = [BIN / "axolotl", "train", path if by_path else "-"]
+        return axolotl_libraries.start(command, input="" if by_path else path.read_text())
+
+    whole, folder = tmp_path / "whole", tmp_path / "ended"
+    assert start("whole").wait().returncode == 0
+    running = start("ended")
+    assert wait_for(lambda: list(folder.glob("checkpoint-*/trainer_state.json")), 400)
+    os.kill(running.pid, number)
+    done = running.wait()
+    assert not (folder / "result.json").exists(), "ended too late to show anything"
+    newest = max(int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*"))
+    if number == signal.SIGTERM:
+        assert done.returncode == 143 and f"told to end: checkpoint-{newest} is saved" in done.stderr
+        assert f"checkpoint-{newest} is not whole" not in (again := start("ended").wait()).stderr
+    else:
+        (folder / f"checkpoint-{newest + 1}").mkdir()  # as left by a kill while a checkpoint is written
+        again = start("ended").wait()
+        assert f"checkpoint-{newest + 1} is not whole" in again.stderr
+    assert again.returncode == 0, again.stderr[-2000:]
+    one, two = tensors(whole), tensors(folder)
+    assert one.keys() == two.keys() and all((one[name] - two[name]).abs().max() <= 1e-6 for name in one)
+    history = [
+        json.loads((path / "result.json").read_text())["training"]["metrics"]["steps"] for path in (whole, folder)
+    ]
+    assert history == [40, 40]
+
+
+def test_a_launcher_that_is_killed_takes_its_trainers_with_it(rows, tmp_path, tiny):
+    path = write(folder := tmp_path / "killed", rows, tiny)
+    command = [BIN / "axolotl", "train", path, "--launcher", "torchrun", "--", "--nproc-per-node=1"]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    assert wait_for(lambda: list(folder.glob("checkpoint-*/trainer_state.json")), 400)
     below = list(supervising.descendants(running.pid))
     os.kill(running.pid, signal.SIGKILL)  # the command alone: what it started has to end with it
     running.wait()
-    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 100)
+    assert below and wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 100)
     assert not (folder / "result.json").exists(), "killed too late to show anything"
-    newest = max(int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*"))
-    (folder / f"checkpoint-{newest + 1}").mkdir()  # as left by a kill while a checkpoint is written
-    result = pipe("lora", options)
-    assert f"checkpoint-{newest + 1} is not whole" in result.stderr
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert largest_difference(trained("lora"), folder) <= 1e-6
+
+
+def test_a_key_given_as_an_option_is_kept_with_the_run_file(rows, tmp_path, tiny, axolotl_libraries):
+    path = write(folder := tmp_path / "options", rows, tiny)
+    done = axolotl_libraries.run([BIN / "axolotl", "train", path, "--max-steps", "2", "--learning-rate", "1e-3"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = runfile.load(folder / "run.yaml").config
+    assert (kept["max_steps"], kept["learning_rate"]) == (2, 1e-3)
+    assert json.loads((folder / "result.json").read_text())["training"]["metrics"]["steps"] == 2
 
 
 def test_stock_axolotl_would_refuse_the_line_and_ours_is_the_one_installed():

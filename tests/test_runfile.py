@@ -91,11 +91,25 @@ def test_another_run_file_over_what_was_trained_is_refused(tmp_path, trained):
         load(tmp_path, text + "seed: 2\n").keep()
 
 
-def test_axolotl_takes_stdin_for_a_bare_dash_and_leaves_every_other_call_alone():
-    for args in (["--version"], ["train", "x.yaml"], ["train", "x.yaml", "--", "-"], ["-"]):
-        assert axolotl_cli.with_path(args, "kept.yaml") == args
-    args = axolotl_cli.with_path(["train", "--launcher", "torchrun", "-", "--", "--nproc-per-node=2"], "kept.yaml")
-    assert args == ["train", "--launcher", "torchrun", "kept.yaml", "--", "--nproc-per-node=2"]
+@pytest.mark.parametrize("source", ["-", "x.yaml"])
+def test_axolotl_train_takes_a_path_or_stdin_and_keeps_all_other_arguments(source):
+    args = ["train", "--launcher", "torchrun", source, "--learning-rate", "1e-4", "--overwrite", "--", "--nproc=2", "-"]
+    call = axolotl_cli.train_call(args)
+    assert (call.source, call.settings, call.overwrite) == (source, {"learning_rate": "1e-4"}, True)
+    assert call.launched and not axolotl_cli.train_call(["train", source]).launched
+    args = axolotl_cli.with_path(call.args, call.source, "kept.yaml")
+    assert args == ["train", "--launcher", "torchrun", "kept.yaml", "--learning-rate", "1e-4", "--", "--nproc=2", "-"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["--version"], [], ["-"], ["preprocess", "x.yaml"], ["train"], ["train", "--help"]),
+        *(["train", "x.yaml", "--sweep", "s.yaml"], ["train", "x.yaml", "--cloud", "c.yaml"], ["train", "--", "-"]),
+    ],
+)
+def test_every_other_call_is_axolotl_s_own(args):
+    assert axolotl_cli.train_call(args) is None
 
 
 def test_overwrite_is_ours_and_not_given_on_to_axolotl():
@@ -128,7 +142,7 @@ def test_the_kept_run_file_names_the_plugin_that_makes_a_run_survive(tmp_path):
 def test_a_plugin_that_cannot_be_imported_stops_the_run(tmp_path, monkeypatch):
     from_stdin(monkeypatch, GOOD.replace("outputs/r/v", str(tmp_path / "out")) + "plugins: [no_such.Plugin]\n")
     with pytest.raises(click.ClickException, match="no_such.Plugin cannot be imported"):
-        axolotl_cli.from_stdin()
+        axolotl_cli.read("-")
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "seed: 1\nseed: 2\n"])
@@ -150,7 +164,7 @@ def test_axolotl_with_bad_data_on_stdin_fails_in_one_sentence_before_it_starts(t
     settings = (f"datasets.0.path={tmp_path}", f"output_dir={tmp_path}/out")
     from_stdin(monkeypatch, rendering.render("smollm2-african-history", "lora", settings))
     with pytest.raises(click.ClickException, match=rf"line \d+: datasets.0.* {words}"):
-        axolotl_cli.from_stdin()
+        axolotl_cli.read("-")
     assert not (tmp_path / "out").exists()
 
 
@@ -158,7 +172,7 @@ def test_a_deepspeed_file_that_is_not_there_stops_the_run(tmp_path, monkeypatch)
     settings = ("deepspeed=nowhere.json", f"output_dir={tmp_path}/out")
     from_stdin(monkeypatch, rendering.render("smollm2-african-history", "ds2", settings))
     with pytest.raises(click.ClickException, match=r"deepspeed: there is no file nowhere.json"):
-        axolotl_cli.from_stdin()
+        axolotl_cli.read("-")
 
 
 def test_a_folder_that_cannot_be_written_fails_before_the_work(tmp_path):

@@ -1,18 +1,20 @@
-"""The `axolotl` of this environment: stock Axolotl that also takes `-` for a run file on stdin.
+"""The `axolotl` of this environment: stock Axolotl whose `train` also takes `-` for a run file on stdin.
 
-Stock Axolotl wants a path, and only one of several processes can read stdin. So stdin is read once,
-kept beside the outputs, and Axolotl is started on that file, with the plugin that makes a run survive its
-machine. `axolotl train - --overwrite` trains anew over what the output folder holds. Every other call goes
-through unchanged.
+Stock Axolotl wants a path, and only one of several processes can read stdin. So the run file, from stdin or a path, is
+read once and kept beside the outputs, and Axolotl is started on that file, with the plugin that makes a run survive
+its machine. `--overwrite` trains anew over what the output folder holds. A sweep, a cloud and every other command go
+through unchanged; of those, one that is given `-` gets the path of the kept run file.
 """
 
 import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lora_recipes import files, prepared, results, rows, runfile, supervising
+from lora_recipes import files, keys, prepared, processes, results, rows, runfile, supervising
 
 import click
 
@@ -23,48 +25,85 @@ def main() -> None:
     """Console script `axolotl`; Axolotl looks for its launchers in PATH, where they are in an activated environment."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     args = sys.argv[1:]
-    if _stdin(args) is None:
-        return _axolotl()
     try:
-        given = from_stdin()
-        if args[0] == "train":
-            return _train(given, args)
-        sys.argv[1:] = with_path(args, given.keep(plugins(given)))
+        if call := train_call(args):
+            return _train(call)
+        if "-" in _own(args)[1:]:
+            given = read("-")
+            sys.argv[1:] = with_path(args, "-", given.keep(plugins(given)))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     return _axolotl_quietly()
 
 
-def from_stdin() -> runfile.RunFile:
-    """The run file on stdin, with plugins and local inputs that are there. Raises click.ClickException."""
-    given = runfile.load("-")
+@dataclass(frozen=True)
+class TrainCall:
+    """`axolotl train …`, as Axolotl's own parser understands it."""
+
+    args: list[str]
+    """All arguments but `--overwrite`."""
+    source: str
+    """The run file's path, or `-`."""
+    settings: dict[str, Any]
+    """Keys of the run file that are given as options, by name."""
+    overwrite: bool
+    launched: bool
+    """A launcher, or arguments for one, are given."""
+
+
+def train_call(args: list[str]) -> TrainCall | None:
+    """What is to be trained; None for another command, for help, and for a sweep or a cloud."""
+    if args[:1] != ["train"] or "--help" in _own(args):
+        return None
+    from axolotl.cli.main import cli
+
+    overwrite, args = without_overwrite(args)
+    command = cli.commands["train"]
+    parser = command.make_parser(click.Context(command, **command.context_settings))
+    try:
+        options, more, _ = parser.parse_args(args[1:])
+    except click.UsageError:
+        return None  # Axolotl says what is wrong
+    given = {name: value for name, value in options.items() if isinstance(value, (str, bool))}
+    source = given.pop("config", None)
+    if source not in _own(args) or {"sweep", "cloud", "use_ray"} & set(given):
+        return None
+    launched = given.pop("launcher", None) is not None or bool(more) or "num_processes" in given
+    return TrainCall(args, str(source), given, overwrite, launched)
+
+
+def read(source: str, settings: dict[str, Any] | None = None) -> runfile.RunFile:
+    """The run file of a path or stdin, with plugins and local inputs that are there. Raises click.ClickException."""
+    given = runfile.load(source)
+    for name, value in (settings or {}).items():
+        if types := keys.known_type((name,)):  # the others are about the call, as --debug is
+            given.config[name] = value if isinstance(value, bool) else keys.typed(name, value, types)
     _require_plugins(given)
     _require_inputs(given)
     return given
 
 
-def _stdin(args: list[str]) -> int | None:
-    """The place of a bare `-` before any `--`, after the command."""
-    own = args[: args.index("--")] if "--" in args else args
-    return own.index("-", 1) if "-" in own[1:] else None
+def _own(args: list[str]) -> list[str]:
+    """The arguments before any `--`: those after it are a launcher's."""
+    return args[: args.index("--")] if "--" in args else args
 
 
-def with_path(args: list[str], path: object) -> list[str]:
-    """The arguments with a path in the place of stdin."""
-    at = _stdin(args)
-    return args if at is None else [*args[:at], str(path), *args[at + 1 :]]
+def with_path(args: list[str], source: str, path: object) -> list[str]:
+    """The arguments with another path in the place of the run file's."""
+    at = _own(args).index(source, 1)
+    return [*args[:at], str(path), *args[at + 1 :]]
 
 
 def without_overwrite(args: list[str]) -> tuple[bool, list[str]]:
     """Whether `--overwrite` stands before any `--`, and the arguments without it: Axolotl does not know it."""
-    own = args[: args.index("--")] if "--" in args else args
+    own = _own(args)
     return "--overwrite" in own, [*(arg for arg in own if arg != "--overwrite"), *args[len(own) :]]
 
 
 def quietly(args: list[str]) -> list[str]:
     """The arguments with `--quiet` for accelerate's launcher: the trainer has said why it failed."""
-    at = args.index("--") if "--" in args else len(args)
+    at = len(_own(args))
     if {"torchrun", "python", "--launcher=torchrun", "--launcher=python"} & set(args[:at]):
         return args
     return [*args[:at], "--", "--quiet", *args[at + 1 :]]
@@ -76,11 +115,12 @@ def plugins(run: runfile.RunFile) -> tuple[str, ...]:
     return () if set(ours) & set(run.config.get("plugins") or []) else (_PLUGIN,)
 
 
-def _train(given: runfile.RunFile, args: list[str]) -> None:
+def _train(call: TrainCall) -> None:
     """Start the trainer, or go on with it; nothing where this very run file was trained to its end."""
-    overwrite, args = without_overwrite(args)
-    with files.claimed(given.output_dir):
-        if overwrite:
+    given = read(call.source, call.settings)
+    processes.require_accelerator(given)
+    with files.claimed(given.output_dir) as claim:
+        if call.overwrite:
             from lora_recipes import checkpoints
 
             checkpoints.remove(given)
@@ -90,20 +130,32 @@ def _train(given: runfile.RunFile, args: list[str]) -> None:
             return
         prepared.remove_unfinished(prepared.folder(run.config.get("dataset_prepared_path")))
         click.echo(f"run file kept as {run.name}", err=True)
-        sys.argv[1:] = quietly(with_path(args, run.name))
-        supervising.run(_axolotl_quietly)
+        args = with_path(call.args, call.source, run.name)
+        if call.launched or not _alone():
+            # torchrun kills its processes 30 s after it was told to end, checkpoint or not, unless told otherwise.
+            os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(supervising.GRACE))
+            sys.argv[1:] = quietly(args)
+            return supervising.run(_axolotl_quietly)
+        # In this very process, which needs no supervision; its data loaders outlive it by seconds, without the claim.
+        os.register_at_fork(after_in_child=lambda: os.close(claim))
+        sys.argv[1:] = [args[0], "--launcher", "python", *args[1:]]
+        return _axolotl_quietly()
 
 
-def _axolotl() -> None:
-    from axolotl.cli.main import main as axolotl_main
+def _alone() -> bool:
+    """One device or none, and no settings of accelerate's own: its launcher would start one process."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
 
-    axolotl_main()
+    return torch.cuda.device_count() <= 1 and not os.path.isfile(default_config_file)
 
 
 def _axolotl_quietly() -> None:
     """The trainer has said why it failed; the launcher's traceback adds nothing."""
+    from axolotl.cli.main import main as axolotl_main
+
     try:
-        _axolotl()
+        axolotl_main()
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode if error.returncode >= 0 else 128 - error.returncode)
 

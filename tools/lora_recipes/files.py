@@ -150,8 +150,11 @@ def locked(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(target: Path) -> Iterator[None]:
-    """Hold a folder for hours of work. Raises click.ClickException when another process holds it."""
+def claimed(target: Path) -> Iterator[int]:
+    """Hold a folder for hours of work; gives the descriptor that holds it, which forked processes share.
+
+    Raises click.ClickException when another process holds it.
+    """
     with _lock_file(target, "claim") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,7 +162,7 @@ def claimed(target: Path) -> Iterator[None]:
             raise click.ClickException(
                 f"{target}: another process trains into it; wait for its end, or --set output_dir to another folder."
             ) from None
-        yield
+        yield handle
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import functools
 import sys
 from typing import Any
 
-from lora_recipes import files, prepared, processes, results
+from lora_recipes import files, prepared, processes, results, settings
 
 import click
 from axolotl.integrations.base import BasePlugin
@@ -13,10 +13,10 @@ _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embeddi
 
 
 class RunPlugin(BasePlugin):
-    """What a run needs to survive its machine and to be told of: our `axolotl train -` adds it to every run file.
+    """What a run needs to survive its machine and to be told of: our `axolotl train` adds it to every run file.
 
-    A checkpoint on SIGTERM, special tokens in a row's texts as text, errors as sentences, step lines, the check of
-    the saved adapter, and result.json.
+    A seed that covers the adapter, a checkpoint on SIGTERM, special tokens in a row's texts as text, errors as
+    sentences, step lines, the check of the saved adapter, and result.json.
     """
 
     def register(self, cfg: Any) -> None:
@@ -28,15 +28,24 @@ class RunPlugin(BasePlugin):
 
             checkpoints.set_aside_incomplete(_run_file(cfg))
 
+    def pre_lora_load(self, cfg: Any, model: Any) -> None:
+        """Axolotl seeds after the adapter is made, so that two runs of one file would differ."""
+        from transformers import set_seed
+
+        set_seed(settings.seed(_run_file(cfg)))
+
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         from lora_recipes.progress import StepLines
+        from lora_recipes.speed import Speed
 
-        return [StepLines()]
+        return [StepLines(), Speed()]
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        from lora_recipes import checkpoints
+        from lora_recipes import checkpoints, memory
 
+        processes.one_device(trainer)
         checkpoints.make_interruptible(trainer)
+        trainer.train = processes.enough_memory(memory.for_training(_run_file(cfg)))(trainer.train)
         processes.require_world(trainer.args.world_size)
         self.trainer, self.watch = trainer, results.Stopwatch()
 
@@ -53,19 +62,18 @@ class RunPlugin(BasePlugin):
 class CpuPlugin(RunPlugin):
     """Makes Axolotl train on a CPU, in one process or several, with and without DeepSpeed.
 
-    On a GPU it does one thing more than RunPlugin: the seed covers the adapter's initialisation, as on a CPU.
+    A rehearsal of what a GPU would do: where Axolotl would take its fused LoRA kernels it rewrites the attention for
+    them here as well, and ends here as well where it cannot; only the kernels themselves, which need a GPU, are left
+    out. On a GPU it does what RunPlugin does.
     """
 
     def register(self, cfg: Any) -> None:
-        """Before validation: no fused kernels (they need a GPU), processes joined over gloo."""
+        """Before validation: processes joined over gloo."""
         super().register(cfg)
         if not processes.on_cpu():
             return
         if cfg.get("bf16") is True:
             processes.warn_of_emulated_bf16()
-        for kernel in _KERNELS:
-            if cfg.get(kernel) is None:
-                cfg[kernel] = False
         processes.join(deepspeed=bool(cfg.get("deepspeed")))
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
@@ -73,11 +81,13 @@ class CpuPlugin(RunPlugin):
         if processes.on_cpu():
             cfg.device_map = {"": "cpu"}
 
-    def pre_lora_load(self, cfg: Any, model: Any) -> None:
-        """Axolotl seeds after the adapter is made, so that two runs of one file would differ."""
-        from transformers import set_seed
+    def post_lora_load(self, cfg: Any, model: Any) -> None:
+        """The attention may be rewritten by now: its layers get the projections that Axolotl has for kernels unused."""
+        if processes.on_cpu() and any(cfg.get(kernel) for kernel in _KERNELS):
+            from axolotl.monkeypatch.lora_kernels import apply_lora_kernel_patches
 
-        set_seed(int(cfg.seed or 42))
+            cfg.update(dict.fromkeys(_KERNELS, False))
+            apply_lora_kernel_patches(model, cfg)
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """transformers wants to be told before it takes bf16 on a CPU; with DeepSpeed it must not be."""
@@ -92,13 +102,11 @@ class PlainTrainerPlugin(BasePlugin):
     """
 
     def register(self, cfg: Any) -> None:
-        from lora_recipes import settings
-
         _say_errors_in_a_sentence()
         settings.require_supported(_run_file(cfg))
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
-        from lora_recipes import batches, models, settings, trainer
+        from lora_recipes import batches, models, trainer
 
         from axolotl.common.datasets import TrainDatasetMeta
 
