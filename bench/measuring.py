@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -95,8 +94,6 @@ def medians(measured: list[dict[str, Any]]) -> dict[str, float]:
 
 def save(name: str, ways: Sequence[Way], measured: Measured, file: str = "", /, **settings: Any) -> Path:
     """results/bench/<file or name>.json: settings, rounds, machine, per way the rounds' measurements and medians."""
-    if shutil.which("git") is None:  # a bare machine: the commit is not known, the measurements are
-        results._git = lambda *words: None
     content = {
         "benchmark": name,
         "settings": {**settings, "rounds": max(len(runs) for runs in measured.values())},

@@ -1,7 +1,8 @@
 """Stand-in model folders: the true dimensions of six models, and small tokenizers of ours that behave as theirs.
 
-Nothing is downloaded and there are no weights: `AutoConfig` and `AutoTokenizer` load the folders, and
-`AutoModelForCausalLM.from_config` makes the model on torch's meta device. The tokenizers' vocabularies are ours; the
+Nothing is downloaded. `model_folder` makes folders without weights: `AutoConfig` and `AutoTokenizer` load them, and
+`AutoModelForCausalLM.from_config` makes the model on torch's meta device. `tiny_folder` makes a random model of the
+true class and structure, with few and narrow layers, that can be trained. The tokenizers' vocabularies are ours; the
 special tokens, where a begin token is added and the text of the chat templates are the models'.
 """
 
@@ -165,6 +166,19 @@ _FAMILIES = {
 
 NAMES = tuple(_FAMILIES)
 
+BASES = {
+    "microsoft/Phi-4-mini-instruct": "phi4-mini",
+    "microsoft/phi-1_5": "phi1.5",
+    "Qwen/Qwen3-4B-Instruct-2507": "qwen3",
+    "meta-llama/Llama-3.2-3B-Instruct": "llama3.2",
+    "google/gemma-3-1b-it": "gemma3",
+    "mistralai/Mistral-7B-Instruct-v0.3": "mistral",
+}
+"""The recipes' base models, and the family of each."""
+
+_TINY = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+_TINY_WHERE_NAMED = {"num_key_value_heads": 2, "head_dim": 32, "sliding_window": 32}
+
 
 def model_folder(family: str, folder: Path) -> Path:
     """Write config.json and the tokenizer of one of NAMES into the folder, which is made; gives the folder."""
@@ -175,6 +189,25 @@ def model_folder(family: str, folder: Path) -> Path:
     config.architectures = [made.config.removesuffix("TextConfig").removesuffix("Config") + "ForCausalLM"]
     config.save_pretrained(folder)
     _tokenizer(made).save_pretrained(folder)
+    return folder
+
+
+def tiny_folder(family: str, folder: Path) -> Path:
+    """As `model_folder`, with weights: two layers of 64, the true class, projections, norms, biases and tied head."""
+    import torch
+    import transformers
+
+    made = _FAMILIES[family]
+    tokenizer = _tokenizer(made)
+    sizes = _TINY | {name: size for name, size in _TINY_WHERE_NAMED.items() if made.dimensions.get(name)}
+    if "sliding_window" in sizes:
+        sizes["layer_types"] = ["sliding_attention", "full_attention"]
+    words = -(-len(tokenizer) // 64) * 64  # as the true ones: more rows than tokens
+    dimensions = made.dimensions | sizes | {"vocab_size": words, "initializer_range": 0.2}
+    config = getattr(transformers, made.config)(**dimensions, **_ids(made), dtype="bfloat16")
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
