@@ -186,11 +186,14 @@ print("MEASURED", int(peak) * 1024 - before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "rows"), [("lora", 8), ("peft", 8), ("qlora", 4)])
-def test_the_peak_of_the_embedded_models_training_is_as_computed(variant, rows, run_file):
-    """In float32 on a CPU, as what becomes resident; within 20 %: allocators and libraries keep what nobody counts."""
+@pytest.mark.parametrize(("variant", "rows", "length"), [("lora", 8, 64), ("peft", 8, 192), ("qlora", 4, 64)])
+def test_the_peak_of_the_embedded_models_training_is_as_computed(variant, rows, length, run_file):
+    """In float32 on a CPU, as what becomes resident; within 20 %: allocators and libraries keep what nobody counts.
+
+    The plain trainer's rows are long enough for a whole chunk of logits.
+    """
     path = run_file(variant, "bf16=false", recipe=EMBEDDED)
-    run, length = yamlfile.load(path.read_text(), "rendered").data, 64
+    run = yamlfile.load(path.read_text(), "rendered").data
     done = subprocess.run(
         [sys.executable, "-c", STEPS, str(path), str(rows), str(length)],
         cwd=ROOT,
