@@ -1,9 +1,6 @@
 """The Alpaca recipe end to end on a small base: slices, inputs, its own chat template, both trainers, evaluation."""
 
 import json
-import os
-import subprocess
-import sys
 
 from lora_recipes import ROOT, batches, models, questions, rendering, rows, runfile
 
@@ -90,24 +87,18 @@ def adapter(path):
     return load_file(runfile.load(path).output_dir / "adapter_model.safetensors")
 
 
-def ran(command, **options):
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
 @pytest.mark.slow
-def test_both_trainers_give_one_adapter_and_it_is_asked_as_trained(write, tmp_path):
+def test_both_trainers_give_one_adapter_and_it_is_asked_as_trained(write, tmp_path, tool, axolotl_libraries):
     plain, axolotl = (write(made_up(), name) for name in ("plain", "axolotl"))
-    ran([sys.executable, ROOT / "tools" / "train.py", plain])
-    environment = os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
-    ran(["bash", "-c", f"cat '{axolotl}' | axolotl train -"], env=environment, cwd=tmp_path)
+    command = [ROOT / ".venv" / "bin" / "axolotl", "train", "-"]
+    for done in (tool("train", plain), axolotl_libraries.run(command, input=axolotl.read_text(), cwd=tmp_path)):
+        assert done.returncode == 0, done.stderr[-3000:]
     one, two = adapter(plain), adapter(axolotl)
     assert one.keys() == two.keys() and len(one) == 30 * 3 * 2
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
     outputs = [runfile.load(path).output_dir for path in (plain, axolotl)]
     templates = [(folder / "chat_template.jinja").read_text() for folder in outputs]
     assert templates == [runfile.load(plain).config["chat_template_jinja"]] * 2
-    done = ran([sys.executable, ROOT / "tools" / "eval.py", axolotl, "--limit", "2", "--max-new-tokens", "16"])
-    assert "WARNING" not in done.stderr
+    done = tool("eval", axolotl, "--limit", "2", "--max-new-tokens", "16")
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[-3000:]
     assert len((outputs[1] / "answers-test.jsonl").read_text().splitlines()) >= 2

@@ -87,6 +87,7 @@ def base(run_file, tmp_path, embedded_model, monkeypatch):
     return yaml.safe_load(text)
 
 
+@pytest.mark.slow
 def test_two_hundred_and_more_mutated_run_files_are_taken_or_refused_in_a_sentence(base, tmp_path, tokenizers):
     path, refused = tmp_path / "mutated.yaml", 0
     for place, value in mutations(base, 260):

@@ -1,5 +1,7 @@
 """Recipes and variants become run files."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -307,16 +309,16 @@ def test_deepspeed_is_inlined_on_both_sides_of_a_difference(tool):
     assert "+    stage: 2" in tool("render", "--diff", "ds2", "--inline-deepspeed").stdout.splitlines()
 
 
-def test_check_fails_with_a_diff_when_a_checked_in_file_has_drifted(tool, tmp_path, monkeypatch):
-    path = ROOT / "recipes" / RECIPES[0] / "lora.yaml"
-    kept = path.read_text()
-    try:
-        path.write_text(kept.replace("seed: 42", "seed: 43"))
-        done = tool("render", "--check")
-    finally:
-        path.write_text(kept)
+def test_check_fails_with_a_diff_when_a_checked_in_file_has_drifted(tmp_path):
+    for name in ("recipes", "templates", "tools", "deepspeed_configs", "data"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    command = [sys.executable, str(tmp_path / "tools" / "render.py"), "--check"]
+    assert subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": ""}).returncode == 0
+    path = tmp_path / "recipes" / RECIPES[0] / "lora.yaml"
+    path.write_text(path.read_text().replace("seed: 42", "seed: 43"))
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
     assert done.returncode == 1 and "-seed: 43" in done.stdout and "+seed: 42" in done.stdout
-    assert tool("render", "--check").returncode == 0
 
 
 def test_editing_the_data_changes_where_axolotl_caches_them(tmp_path):

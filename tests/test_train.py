@@ -82,13 +82,10 @@ def test_0_is_a_seed_and_none_is_42(run_file, tiny, monkeypatch):
     assert torch.equal(weight, weight_42) and not torch.equal(weight, weight_0)
 
 
-def train(path, *command, options=(), **more):
-    return subprocess.run(
-        [*(command or [sys.executable]), str(ROOT / "tools" / "train.py"), str(path), *options],
-        capture_output=True,
-        text=True,
-        **more,
-    )
+@pytest.fixture
+def train(libraries):
+    """Run tools/train.py in a fork: `train(path, "--overwrite", env=…)`."""
+    return lambda path, *options, **more: libraries.run([ROOT / "tools" / "train.py", path, *options], **more)
 
 
 @pytest.fixture
@@ -111,7 +108,7 @@ def tensors(run):
 
 
 @pytest.mark.slow
-def test_a_target_module_that_does_not_exist_is_an_error(small):
+def test_a_target_module_that_does_not_exist_is_an_error(small, train):
     done = train(small("peft", "lora_target_modules=[q_proj, qkv_proj]"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "lora_target_modules.1: no module" in done.stderr and "qkv_proj; it has" in done.stderr
@@ -139,33 +136,37 @@ def test_it_trains_in_an_environment_without_axolotl(small):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["peft", "peft+ds2"])
-def test_two_processes_equal_one(small, variant, tmp_path):
+def test_two_processes_equal_one(small, train, variant, tmp_path):
     one = small("peft", f"output_dir={tmp_path}/one")
     assert train(one).returncode == 0
     first = runfile.load(one)
     two = small(variant, "gpus=2", f"output_dir={tmp_path}/two")
     strange = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}  # the run file decides, not the environment
-    done = train(two, str(ROOT / ".venv" / "bin" / "torchrun"), "--nproc-per-node=2", env=strange)
+    torchrun = [
+        str(ROOT / ".venv" / "bin" / "torchrun"),
+        "--nproc-per-node=2",
+        str(ROOT / "tools" / "train.py"),
+        str(two),
+    ]
+    done = subprocess.run(torchrun, capture_output=True, text=True, env=strange)
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = tensors(first), tensors(runfile.load(two))
     assert max((a[name] - b[name]).abs().max().item() for name in a) <= 1e-5
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_goes_on_and_ends_the_same(small, tmp_path):
+def test_a_run_killed_in_the_middle_goes_on_and_ends_the_same(small, train, libraries, tmp_path):
     whole, killed = small("peft", f"output_dir={tmp_path}/whole"), None
     assert train(whole).returncode == 0
     expected = tensors(runfile.load(whole))
     killed = small("peft", f"output_dir={tmp_path}/killed")
     run = runfile.load(killed)
-    running = subprocess.Popen(
-        [sys.executable, str(ROOT / "tools" / "train.py"), str(killed)], stderr=subprocess.DEVNULL
-    )
+    running = libraries.start([ROOT / "tools" / "train.py", killed])
     while not (run.output_dir / "checkpoint-2" / "trainer_state.json").exists():
-        assert running.poll() is None
+        assert os.path.exists(f"/proc/{running.pid}")
         time.sleep(0.02)
     os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    assert running.wait().returncode == -signal.SIGKILL
     (run.output_dir / "checkpoint-9").mkdir()  # as left by a kill while a checkpoint is written
     done = train(killed)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -176,21 +177,23 @@ def test_a_run_killed_in_the_middle_goes_on_and_ends_the_same(small, tmp_path):
     other = small("peft", f"output_dir={tmp_path}/killed", "seed=1")
     refused = train(other)
     assert refused.returncode == 1 and "of another run file; train with --overwrite" in refused.stderr
-    done = train(other, options=("--overwrite",))
+    done = train(other, "--overwrite")
     assert done.returncode == 0 and "going on" not in done.stderr, done.stderr[-2000:]
     assert any((tensors(run)[name] - expected[name]).abs().max() > 1e-6 for name in expected)
 
 
-def test_a_run_file_that_cannot_be_trained_overwrites_nothing(small, tmp_path):
+@pytest.mark.slow
+def test_a_run_file_that_cannot_be_trained_overwrites_nothing(small, train, tmp_path):
     path = small("peft", "datasets.0.path=nowhere.jsonl")
     adapter = runfile.load(path).output_dir / "adapter_model.safetensors"
     adapter.parent.mkdir(parents=True)
     adapter.touch()
-    done = train(path, options=("--overwrite",))
+    done = train(path, "--overwrite")
     assert done.returncode == 1 and "nowhere.jsonl" in done.stderr and adapter.exists(), done.stderr
 
 
-def test_wandb_without_a_login_is_said_before_the_model_is_loaded(small):
+@pytest.mark.slow
+def test_wandb_without_a_login_is_said_before_the_model_is_loaded(small, train):
     path = small("peft", "wandb_project=p")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {
         "HOME": str(path.parent)
@@ -211,7 +214,7 @@ def test_stdin_for_several_processes_is_wrong_usage():
 
 
 @pytest.mark.slow
-def test_compiled_layers_train_the_same_adapter(small, tmp_path):
+def test_compiled_layers_train_the_same_adapter(small, train, tmp_path):
     found = []
     for value in ("false", "true"):
         path = small("peft", f"torch_compile={value}", "lora_dropout=0.0", f"output_dir={tmp_path}/{value}")
