@@ -23,9 +23,11 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """A dozen real rows: enough for three steps."""
-    folder = tmp_path_factory.mktemp("rows")
+def rows(tmp_path_factory, tiny):
+    """A dozen real rows, enough for three steps, and beside them the model that is trained on them."""
+    folder = tmp_path_factory.mktemp("given") / "rows"
+    folder.mkdir()
+    (folder.parent / "model").symlink_to(tiny)
     for part, count in (("train", 12), ("validation", 4), ("test", 4)):
         lines = (ROOT / "data" / "african_history" / f"{part}.jsonl").read_text().splitlines()[:count]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
@@ -33,7 +35,8 @@ def rows(tmp_path_factory):
 
 
 def settings(rows, output_dir, *more):
-    data = (f"datasets.0.path={rows}", f"test_datasets.0.path={rows}", f"output_dir={output_dir}")
+    data = (f"base_model={rows.parent}/model", f"datasets.0.path={rows}", f"test_datasets.0.path={rows}")
+    more = (f"output_dir={output_dir}", f"dataset_prepared_path={rows.parent}/prepared", *more)
     return [f"--set={setting}" for setting in (*SMALL, *data, *more)]
 
 
@@ -54,7 +57,7 @@ TWO = ("--launcher", "torchrun", "--", "--nproc-per-node=2")
 
 
 @pytest.fixture(scope="module")
-def trained(rows, tmp_path_factory, embedded_model, pipe):
+def trained(rows, tmp_path_factory, pipe):
     """Train a variant once in this module; gives its output folder."""
     done = {}
 
@@ -78,7 +81,7 @@ def tensors(folder):
 
 def largest_difference(one, two):
     first, second = tensors(one), tensors(two)
-    assert first.keys() == second.keys() and len(first) == 30 * 7 * 2
+    assert first.keys() == second.keys() and len(first) == 2 * 7 * 2
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
@@ -196,11 +199,10 @@ def wait_for(what, seconds):
     return found
 
 
-def write(folder, rows, tiny):
+def write(folder, rows):
     """A run file of forty steps on the tiny model, a checkpoint each."""
-    more = (f"base_model={tiny}", "max_steps=40", "evals_per_epoch=null", "saves_per_epoch=null", "save_steps=1")
     path = folder.parent / f"{folder.name}.yaml"
-    options = settings(rows, folder, *more, f"dataset_prepared_path={folder.parent}/prepared")
+    options = settings(rows, folder, "max_steps=40", "evals_per_epoch=null", "saves_per_epoch=null", "save_steps=1")
     path.write_text(
         rendering.render("smollm2-african-history", "lora", tuple(o.removeprefix("--set=") for o in options))
     )
@@ -209,13 +211,11 @@ def write(folder, rows, tiny):
 
 @pytest.mark.parametrize("given", ["the path of a run file", "a run file on stdin"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_ended_in_the_middle_is_finished_by_the_same_command(
-    rows, tmp_path, tiny, axolotl_libraries, number, given
-):
+def test_a_run_ended_in_the_middle_is_finished_by_the_same_command(rows, tmp_path, axolotl_libraries, number, given):
     """`axolotl train FILE` and `axolotl train -` are one command; the end is that of a run left alone."""
 
     def start(name):
-        path = write(tmp_path / name, rows, tiny)
+        path = write(tmp_path / name, rows)
         by_path = given.startswith("the path")
         command = [BIN / "axolotl", "train", path if by_path else "-"]
         return axolotl_libraries.start(command, input="" if by_path else path.read_text())
@@ -244,8 +244,8 @@ def test_a_run_ended_in_the_middle_is_finished_by_the_same_command(
     assert history == [40, 40]
 
 
-def test_a_launcher_that_is_killed_takes_its_trainers_with_it(rows, tmp_path, tiny):
-    path = write(folder := tmp_path / "killed", rows, tiny)
+def test_a_launcher_that_is_killed_takes_its_trainers_with_it(rows, tmp_path):
+    path = write(folder := tmp_path / "killed", rows)
     command = [BIN / "axolotl", "train", path, "--launcher", "torchrun", "--", "--nproc-per-node=1"]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     assert wait_for(lambda: list(folder.glob("checkpoint-*/trainer_state.json")), 400)
@@ -256,8 +256,8 @@ def test_a_launcher_that_is_killed_takes_its_trainers_with_it(rows, tmp_path, ti
     assert not (folder / "result.json").exists(), "killed too late to show anything"
 
 
-def test_a_key_given_as_an_option_is_kept_with_the_run_file(rows, tmp_path, tiny, axolotl_libraries):
-    path = write(folder := tmp_path / "options", rows, tiny)
+def test_a_key_given_as_an_option_is_kept_with_the_run_file(rows, tmp_path, axolotl_libraries):
+    path = write(folder := tmp_path / "options", rows)
     done = axolotl_libraries.run([BIN / "axolotl", "train", path, "--max-steps", "2", "--learning-rate", "1e-3"])
     assert done.returncode == 0, done.stderr[-2000:]
     kept = runfile.load(folder / "run.yaml").config

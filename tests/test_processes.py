@@ -43,3 +43,14 @@ def test_a_processor_that_emulates_bf16_is_said_once(monkeypatch, capsys, there)
     processes.warn_of_emulated_bf16()
     assert capsys.readouterr().err.count("--set bf16=false") == (not there)
     processes.warn_of_emulated_bf16.cache_clear()
+
+
+def test_a_lock_that_a_killed_build_left_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / "py311_cpu" / "deepspeed_shm_comm").mkdir(parents=True)
+    processes._say_builds_under_way()
+    assert capsys.readouterr().err == ""
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.touch()
+    processes._say_builds_under_way()
+    assert f"{lock}: delete that file" in capsys.readouterr().err

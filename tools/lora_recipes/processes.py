@@ -121,6 +121,8 @@ def join(deepspeed: bool) -> None:
     first use.
     """
     share_cores()
+    if deepspeed:
+        _say_builds_under_way()
     if world_size() > 1:
         supervising.end_with_parent()  # torchrun leaves its processes behind when it is killed
     elif deepspeed:
@@ -138,6 +140,19 @@ def join(deepspeed: bool) -> None:
         torch.distributed.init_process_group("gloo")
     if deepspeed:
         _gather_without_gradient()
+
+
+def _say_builds_under_way() -> None:
+    """torch waits without a word, and without end, where a build that was killed has left its lock."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("*/*/lock") if is_main() else ():
+        click.echo(
+            f"waiting for another process to build {lock.parent.name} of DeepSpeed; where none does, a killed one left "
+            f"{lock}: delete that file",
+            err=True,
+        )
 
 
 def _set_rendezvous_of_one() -> None:
