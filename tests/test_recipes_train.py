@@ -133,6 +133,10 @@ def test_the_plain_trainer_trains_it(replaced, tool, tmp_path, recipe, variant):
     assert json.loads((run.output_dir / "result.json").read_text())["training"]["metrics"]["steps"] == 2
 
 
+def result_of(run):
+    return json.loads((run.parent / "result.json").read_text())
+
+
 @pytest.mark.parametrize("recipe", ingredients.recipe_names())
 def test_its_adapters_are_merged_verified_asked_and_benchmarked(trained, tool, tmp_path, recipe):
     runs = [trained(recipe, variant) for variant in kinds(recipe)]
@@ -140,11 +144,15 @@ def test_its_adapters_are_merged_verified_asked_and_benchmarked(trained, tool, t
         done = tool("merge", run, "-o", tmp_path / run.parent.name)
         assert done.returncode == 0, done.stderr[-3000:]
         assert list((tmp_path / run.parent.name).glob("*.safetensors"))
-    for name, options in (("eval", ("--max-new-tokens", "4")), ("benchmark", ("--tasks", "african_history_mc"))):
-        done = tool(name, *runs, "--limit", "4", *options)
-        assert done.returncode == 0, done.stderr[-3000:]
+    done = tool("benchmark", *runs, "--limit", "4", "--tasks", "african_history_mc")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all({"training", "merge", "benchmark"} <= set(result_of(run)) for run in runs)
+    done = tool("eval", *runs, "--limit", "4", "--max-new-tokens", "4")
+    if recipe == "lorafrica-axolotl-as-published":  # its rows have a type of Axolotl's own, whose prompt is not known
+        assert done.returncode == 1 and "datasets.0.type" in done.stderr, done.stderr[-3000:]
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
     for run in runs:
-        result = json.loads((run.parent / "result.json").read_text())
-        assert {"training", "merge", "evaluation", "benchmark"} <= set(result)
+        assert "evaluation" in result_of(run)
         answers = [json.loads(line) for line in Path(run.parent / "answers-test.jsonl").read_text().splitlines()]
         assert sum("answer" in answer for answer in answers) == 4
