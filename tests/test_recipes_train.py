@@ -140,15 +140,16 @@ def result_of(run):
 @pytest.mark.parametrize("recipe", ingredients.recipe_names())
 def test_its_adapters_are_merged_verified_asked_and_benchmarked(trained, tool, tmp_path, recipe):
     runs = [trained(recipe, variant) for variant in kinds(recipe)]
+    asked = recipe != "lorafrica-axolotl-as-published"  # its rows have a type of Axolotl's own: no prompt is known
     for run in runs:
-        done = tool("merge", run, "-o", tmp_path / run.parent.name)
+        done = tool("merge", run, "-o", tmp_path / run.parent.name, *([] if asked else ["--no-verify"]))
         assert done.returncode == 0, done.stderr[-3000:]
         assert list((tmp_path / run.parent.name).glob("*.safetensors"))
     done = tool("benchmark", *runs, "--limit", "4", "--tasks", "african_history_mc")
     assert done.returncode == 0, done.stderr[-3000:]
     assert all({"training", "merge", "benchmark"} <= set(result_of(run)) for run in runs)
     done = tool("eval", *runs, "--limit", "4", "--max-new-tokens", "4")
-    if recipe == "lorafrica-axolotl-as-published":  # its rows have a type of Axolotl's own, whose prompt is not known
+    if not asked:
         assert done.returncode == 1 and "datasets.0.type" in done.stderr, done.stderr[-3000:]
         return
     assert done.returncode == 0, done.stderr[-3000:]
