@@ -146,18 +146,19 @@ class TestKernels:
 class TestValidation:
     """Whatever ends Axolotl's own validation is an error."""
 
-    @pytest.mark.parametrize(
-        ("raised", "words"),
-        [
-            ('RuntimeError("no licence here")', "RuntimeError: no licence here"),
-            ('KeyError("model")', "KeyError: 'model'"),
-        ],
-    )
-    def test_an_exception_of_any_type_is_an_error_with_its_words(self, found, tmp_path, raised, words):
-        name = f"mine_{raised[:3].lower()}"
-        (tmp_path / f"{name}.py").write_text(f"class Plugin:\n    def get_input_args(self):\n        raise {raised}\n")
-        (finding,) = found("llama3.2", f"plugins: [{name}.Plugin]\n")
-        assert (finding.severity, finding.check, finding.found) == ("error", "axolotl-refuses", words)
+    def test_an_exception_of_any_type_is_an_error_with_its_words(self, found):
+        (finding,) = found("llama3.2", "plugins: [json.JSONDecoder]\n")  # can be imported, and is no plugin
+        assert (finding.severity, finding.check) == ("error", "axolotl-refuses")
+        assert "AttributeError: 'JSONDecoder' object has no attribute" in finding.found
+
+    def test_code_beside_the_run_file_is_not_run(self, axolotl, write, tmp_path):
+        (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+        (tmp_path / "rows.jsonl").write_text('{"turns": "What is 2?"}\n')
+        text = RUN.replace("owner/rows", "rows.jsonl").replace("type: alpaca", "type: mine.load")
+        folder = families.model_folder("qwen3", tmp_path / "model")
+        report = preflight.run(write(text=text + "plugins: [mine.Plugin]\n"), axolotl, folder)[0].report
+        assert not (tmp_path / "ran").exists()
+        assert "code beside the file" in dict(report.unchecked)["datasets.0 prompt"]
 
     def test_a_base_model_that_does_not_go_with_the_file_is_an_error_with_axolotls_words(self, found):
         (finding,) = found("llama3.2", "gptq: true\n")

@@ -215,7 +215,8 @@ def anchor_of(config: dict[str, Any]) -> Path:
     that the run file names are only in this checkout (`cd elsewhere && … | axolotl train -`)."""
     here = Path.cwd()
     inputs = _local_inputs(config)
-    elsewhere = [value for value in inputs if not os.path.exists(value) and os.path.exists(ROOT / value)]
+    inside = [value for value in inputs if ".." not in Path(value).parts]  # what lies beside the checkout is not ours
+    elsewhere = [value for value in inside if not os.path.exists(value) and os.path.exists(ROOT / value)]
     return ROOT if elsewhere else here
 
 

@@ -82,7 +82,6 @@ def tokenize(config: dict[str, Any], entry: dict[str, Any], tokenizer: str, rows
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    sys.path.append("")  # the working directory last: a run file may name a module in it
     jobs: dict[str, Callable[..., Any]] = {"validate": validate, "tokenize": tokenize}
     for line in sys.stdin:
         job = json.loads(line)

@@ -130,6 +130,12 @@ def _unreadable(subject: Subject, key: str, words: str) -> None:
     subject.error("data", f"{key}.path", words, "rows that can be read", "mend the file, or name another split or type")
 
 
+def _is_beside(subject: Subject, kind: str) -> bool:
+    """Whether a type is a module in the working directory, as Axolotl would import it there."""
+    path = subject.given.anchor / kind.partition(".")[0].partition(":")[0]
+    return "." in kind and (path.is_dir() or path.with_suffix(".py").is_file())
+
+
 def _tokenize(subject: Subject, part: Part, axolotl: Axolotl) -> None:
     on_prompt = bool(subject.config.get("train_on_inputs"))
     if part.format:
@@ -137,6 +143,11 @@ def _tokenize(subject: Subject, part: Part, axolotl: Axolotl) -> None:
         return
     if not axolotl.installed or not isinstance(part.entry.get("type"), str):
         subject.report.skip(f"{part.key} prompt", "its type is Axolotl's own, and Axolotl is not installed here")
+        return
+    if _is_beside(subject, part.entry["type"]):
+        subject.report.skip(
+            f"{part.key} prompt", f"its type {part.entry['type']} is code beside the file: not run here"
+        )
         return
     with tempfile.TemporaryDirectory() as folder:
         subject.tokenizer.save_pretrained(f"{folder}/tokenizer")
