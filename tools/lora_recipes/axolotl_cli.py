@@ -137,7 +137,8 @@ def _train(call: TrainCall) -> None:
             sys.argv[1:] = quietly(args)
             return supervising.run(_axolotl_quietly)
         # In this very process, which needs no supervision; its data loaders outlive it by seconds, without the claim.
-        os.register_at_fork(after_in_child=lambda: os.close(claim))
+        held = [claim]  # emptied in a child: what it forks in turn has nothing to close
+        os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
         sys.argv[1:] = [args[0], "--launcher", "python", *args[1:]]
         return _axolotl_quietly()
 
