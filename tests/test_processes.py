@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from lora_recipes import processes
+from lora_recipes import ROOT, processes
 
 import click
 import pytest
@@ -54,3 +54,10 @@ def test_a_lock_that_a_killed_build_left_is_named(monkeypatch, tmp_path, capsys)
     lock.touch()
     processes._say_builds_under_way()
     assert f"{lock}: delete that file" in capsys.readouterr().err
+
+
+def test_deepspeed_is_built_with_the_environments_own_ninja(monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin")
+    processes.use_own_programs()
+    processes.use_own_programs()
+    assert os.environ["PATH"] == f"{ROOT / '.venv' / 'bin'}{os.pathsep}/usr/bin"

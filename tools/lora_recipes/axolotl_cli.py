@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lora_recipes import files, keys, prepared, processes, results, rows, runfile, supervising
@@ -23,7 +22,7 @@ _PLUGIN = "lora_recipes.plugin.RunPlugin"
 
 def main() -> None:
     """Console script `axolotl`; Axolotl looks for its launchers in PATH, where they are in an activated environment."""
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    processes.use_own_programs()
     args = sys.argv[1:]
     try:
         if call := train_call(args):

@@ -9,6 +9,7 @@ import functools
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def join(deepspeed: bool) -> None:
     """
     share_cores()
     if deepspeed:
+        use_own_programs()  # of two versions of ninja each builds anew what the other has built: minutes
         _say_builds_under_way()
     if world_size() > 1:
         supervising.end_with_parent()  # torchrun leaves its processes behind when it is killed
@@ -140,6 +142,13 @@ def join(deepspeed: bool) -> None:
         torch.distributed.init_process_group("gloo")
     if deepspeed:
         _gather_without_gradient()
+
+
+def use_own_programs() -> None:
+    """Put the programs of this Python's environment first in PATH, as they are where it is activated."""
+    own = str(Path(sys.executable).parent)
+    if (path := os.environ.get("PATH", os.defpath)).split(os.pathsep)[0] != own:
+        os.environ["PATH"] = os.pathsep.join([own, path])
 
 
 def _say_builds_under_way() -> None:
