@@ -136,11 +136,11 @@ def test_it_trains_in_an_environment_without_axolotl(small):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["peft", "peft+ds2"])
-def test_two_processes_equal_one(small, train, variant, tmp_path):
-    one = small("peft", f"output_dir={tmp_path}/one")
+def test_two_processes_equal_one(small, train, variant, tmp_path, tiny):
+    one = small("peft", f"base_model={tiny}", f"output_dir={tmp_path}/one")
     assert train(one).returncode == 0
     first = runfile.load(one)
-    two = small(variant, "gpus=2", f"output_dir={tmp_path}/two")
+    two = small(variant, f"base_model={tiny}", "gpus=2", f"output_dir={tmp_path}/two")
     strange = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}  # the run file decides, not the environment
     torchrun = [
         str(ROOT / ".venv" / "bin" / "torchrun"),
@@ -155,26 +155,28 @@ def test_two_processes_equal_one(small, train, variant, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_goes_on_and_ends_the_same(small, train, libraries, tmp_path):
-    whole, killed = small("peft", f"output_dir={tmp_path}/whole"), None
+def test_a_run_killed_in_the_middle_goes_on_and_ends_the_same(small, train, libraries, tmp_path, tiny):
+    long = (f"base_model={tiny}", "max_steps=40", "evals_per_epoch=null")
+    whole = small("peft", f"output_dir={tmp_path}/whole", *long)
     assert train(whole).returncode == 0
     expected = tensors(runfile.load(whole))
-    killed = small("peft", f"output_dir={tmp_path}/killed")
+    killed = small("peft", f"output_dir={tmp_path}/killed", *long)
     run = runfile.load(killed)
     running = libraries.start([ROOT / "tools" / "train.py", killed])
-    while not (run.output_dir / "checkpoint-2" / "trainer_state.json").exists():
+    while not list(run.output_dir.glob("checkpoint-*/trainer_state.json")):
         assert os.path.exists(f"/proc/{running.pid}")
         time.sleep(0.02)
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait().returncode == -signal.SIGKILL
-    (run.output_dir / "checkpoint-9").mkdir()  # as left by a kill while a checkpoint is written
+    assert not (run.output_dir / "result.json").exists(), "killed too late to show anything"
+    (run.output_dir / "checkpoint-99").mkdir()  # as left by a kill while a checkpoint is written
     done = train(killed)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "checkpoint-9 is not whole" in done.stderr and "going on from" in done.stderr
+    assert "checkpoint-99 is not whole" in done.stderr and "going on from" in done.stderr
     assert all((tensors(run)[name] - expected[name]).abs().max() <= 1e-6 for name in expected)
     again = train(killed)
     assert again.returncode == 0 and "nothing to do" in again.stderr
-    other = small("peft", f"output_dir={tmp_path}/killed", "seed=1")
+    other = small("peft", f"output_dir={tmp_path}/killed", *long, "seed=1")
     refused = train(other)
     assert refused.returncode == 1 and "of another run file; train with --overwrite" in refused.stderr
     done = train(other, "--overwrite")
