@@ -224,7 +224,7 @@ def test_only_the_layers_that_qlora_quantized_are_rounded(
     run_file: Callable[..., Path], embedded_model: Path, tmp_path: Path
 ) -> None:
     """KL to the trained model: linear layers rounded < all 2-D weights (axolotl merge-lora) < full base."""
-    path = run_file("qlora")
+    path = run_file("qlora", "bf16=false")
     run = runfile.load(str(path))
     train_in_four_bits(run)
     assert merge(path, "--no-verify").exit_code == 0
