@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from lora_recipes import ROOT, processes
+from lora_recipes import processes
 
 import click
 import pytest
@@ -60,4 +60,4 @@ def test_deepspeed_is_built_with_the_environments_own_ninja(monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin")
     processes.use_own_programs()
     processes.use_own_programs()
-    assert os.environ["PATH"] == f"{ROOT / '.venv' / 'bin'}{os.pathsep}/usr/bin"
+    assert os.environ["PATH"] == f"{os.path.dirname(sys.executable)}{os.pathsep}/usr/bin"
