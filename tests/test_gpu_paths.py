@@ -221,6 +221,11 @@ def test_only_what_can_still_be_lowered_is_named(run_file):
     assert "micro_batch_size: 1 with gradient_accumulation_steps: 6" in odd
 
 
+def test_a_run_file_that_leaves_the_micro_batch_to_axolotl_has_none_to_lower():
+    config = {"sequence_len": 512}
+    assert "micro_batch_size" not in memory.for_training(SimpleNamespace(name="run.yaml", config=config))
+
+
 def test_another_error_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="shapes"), processes.enough_memory("lower it"):
         raise RuntimeError("shapes do not fit")

@@ -27,7 +27,7 @@ _PRIMITIVES = "256"
 def for_training(run: RunFile) -> str:
     """What to lower in a run file that needs too much memory, and what keeps the global batch then."""
     config = run.config
-    size, accumulated = int(config["micro_batch_size"]), int(config.get("gradient_accumulation_steps") or 1)
+    size, accumulated = (int(config.get(key) or 1) for key in ("micro_batch_size", "gradient_accumulation_steps"))
     lower = []
     if size > 1:
         smaller = size // 2 if size % 2 == 0 else 1
