@@ -10,7 +10,7 @@ PYTEST = $(BIN)/pytest -n 2 --durations 10
 help:
 	@echo 'make setup    .venv with Axolotl, DeepSpeed and two small models (minutes, once)'
 	@echo 'make demo     train, merge and score a small model here, without a GPU'
-	@echo 'make check    lint, types, and recipes/ against the templates'
+	@echo 'make check    lint, types, directions of imports, recipes/ against the templates, lines of each folder'
 	@echo 'make test     check, then every test, the fast ones first'
 	@echo 'make test-fast  the tests that train nothing'
 	@echo 'make faults   kill every tool at its writes and between them, 72 times, and see that nothing is lost'
@@ -27,7 +27,11 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python tools/render.py --check
+	@for room in tools $$(ls -d tools/lora_recipes/[a-z]*/) tools/lora_recipes; do \
+	  printf '%6d lines  %s\n' $$(cat $${room%/}/*.py | wc -l) $${room%/}; done
+	@printf '%6d lines  all of tools/\n' $$(find tools -name '*.py' -exec cat {} + | wc -l)
 
 test: check test-fast
 	$(PYTEST) --dist loadfile -m slow
@@ -36,7 +40,7 @@ test-fast: setup
 	$(PYTEST) --dist worksteal -m 'not slow'
 
 faults: setup
-	$(BIN)/pytest tests/test_faults.py --faults 72 -s
+	$(BIN)/pytest tests/project/test_faults.py --faults 72 -s
 
 recipes: setup
 	$(BIN)/python tools/render.py --all

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import files
+from lora_recipes.support import files
 
 import click
 
@@ -120,7 +120,7 @@ def _one_of(words: tuple[str, ...], draw: random.Random) -> str:
 
 def fitting(rows: list[dict[str, str]], tokenizer: Any, fmt: Any, sequence_len: int) -> list[dict[str, str]]:
     """The rows of at most `sequence_len` tokens: longer ones some trainers cut and others leave out."""
-    from lora_recipes import prompts
+    from lora_recipes.data import prompts
 
     examples = prompts.examples(tokenizer, fmt, rows)
     return [row for row, one in zip(rows, examples, strict=True) if len(one["input_ids"]) <= sequence_len]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lora_recipes import libraries
+from lora_recipes.support import libraries
 
 import click
 import measuring
@@ -50,7 +50,7 @@ def main(rounds: int, dtype: str, lengths: str) -> None:
 
 
 def _ways(sizes: list[int], dtype: Any) -> dict[str, Callable[[], None]]:
-    from lora_recipes import rowattention
+    from lora_recipes.training import row_attention
 
     import torch
 
@@ -67,12 +67,12 @@ def _ways(sizes: list[int], dtype: Any) -> dict[str, Callable[[], None]]:
     mask = (torch.ones(longest, longest).tril().bool() & keys[:, None, None]) | torch.eye(longest).bool()
 
     def products() -> None:
-        out, _ = rowattention.attention(None, *packed, row_parts=row_parts, longest_row=longest)
+        out, _ = row_attention.attention(None, *packed, row_parts=row_parts, longest_row=longest)
         out.backward(torch.ones_like(out))
 
     def fused() -> None:
         parts = zip(*(part[0].transpose(0, 1).split(sizes) for part in packed), strict=True)
-        out = torch.cat([rowattention.fused(q, k, v, 0.125, None) for q, k, v in parts])
+        out = torch.cat([row_attention.fused(q, k, v, 0.125, None) for q, k, v in parts])
         out.backward(torch.ones_like(out))
 
     def padded() -> None:

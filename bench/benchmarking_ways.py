@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, runfile
+from lora_recipes import ROOT
+from lora_recipes.config import runfile
 
 import benchmarking
 import evaluation

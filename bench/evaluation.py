@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lora_recipes import ROOT, rendering
+from lora_recipes import ROOT
+from lora_recipes.rendering import render
 
 import click
 import measuring
@@ -28,7 +29,7 @@ def run_file(number: int, dtype: str) -> Path:
     settings = (f"output_dir={folder}", f"max_steps={STEPS}", f"bf16={str(dtype == 'bfloat16').lower()}")
     never = ("evals_per_epoch=null", "eval_strategy=no", "saves_per_epoch=null", "save_strategy=no")
     path = WORK / f"adapter{number}-{dtype}.yaml"
-    text = rendering.render(RECIPE, "peft", (*settings, *never, "auto_resume_from_checkpoints=false"))
+    text = render.render(RECIPE, "peft", (*settings, *never, "auto_resume_from_checkpoints=false"))
     path.write_text(text, encoding="utf-8")
     for answers in folder.glob("answers-*"):
         answers.unlink()

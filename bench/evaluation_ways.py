@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, embedded, libraries, models, processes, runfile
+from lora_recipes import ROOT
+from lora_recipes.config import runfile
+from lora_recipes.models import bundled, loading
+from lora_recipes.support import libraries, processes
 
 import evaluation
 
@@ -25,8 +28,8 @@ def reference(paths: list[Path], questions: int) -> list[str]:
     texts: list[str] = []
     for path in paths:
         run = runfile.load(path)
-        tokenizer = models.load_tokenizer(run)
-        model = models.load_adapter(models.load_base(run), run.output_dir).eval()
+        tokenizer = loading.load_tokenizer(run)
+        model = loading.load_adapter(loading.load_base(run), run.output_dir).eval()
         ask = pipeline("text-generation", model=model, tokenizer=tokenizer)
         rows = [json.loads(line) for line in _test_rows(questions)]
         system = {"role": "system", "content": run.config["datasets"][0]["type"]["system_prompt"]}
@@ -37,7 +40,7 @@ def reference(paths: list[Path], questions: int) -> list[str]:
             answers.append(told[0]["generated_text"].strip())
         # bert_score fails on an empty answer.
         filled = [answer or "." for answer in answers]
-        scorer = str(embedded.scoring_model())
+        scorer = str(bundled.scoring_model())
         bert_score.score(filled, [row["answer"] for row in rows], model_type=scorer, num_layers=6)
         texts += answers
         del model, ask

@@ -51,12 +51,12 @@ def attention(heads: int, key_heads: int, size: int, window: int | None, device:
 
 
 def _row_by_row(q: Any, k: Any, v: Any, window: int | None) -> Any:
-    from lora_recipes import paddingfree, rowattention
+    from lora_recipes.training import padding_free, row_attention
 
-    batch = paddingfree.Collator()([{"input_ids": [1] * length, "labels": [1] * length} for length in ROWS])
+    batch = padding_free.Collator()([{"input_ids": [1] * length, "labels": [1] * length} for length in ROWS])
     told = {name: batch[name] for name in ("row_parts", "row_ends", "longest_row")}
     told = {name: part.to(q.device) if hasattr(part, "to") else part for name, part in told.items()}
-    return rowattention.attention(None, q, k, v, sliding_window=window, **told)[0]
+    return row_attention.attention(None, q, k, v, sliding_window=window, **told)[0]
 
 
 def _masked(window: int | None, device: str) -> Any:
@@ -83,13 +83,13 @@ def exactness(shape: gpu_models.Shape, device: str) -> dict[str, float]:
     """Relative errors of a row's logits, against the row alone: `noise` beside another row under the model's own
     attention, `laid` behind another row under ours. `exact` is 1 where the trainer's trial finds the rows exact.
     """
-    from lora_recipes import paddingfree
+    from lora_recipes.training import padding_free
 
     import torch
 
     model = gpu_models.made(shape, device).eval()
     (first, row) = gpu_models.examples([(0, length) for length in (17, 30)], shape.dimensions["vocab_size"])
-    both = paddingfree.Collator()([first, row])
+    both = padding_free.Collator()([first, row])
     laid = {name: both[name] for name in ("input_ids", "position_ids", "row_parts", "row_ends", "longest_row")}
     ids = torch.tensor([row["input_ids"] + first["input_ids"], first["input_ids"] + row["input_ids"]])
 
@@ -100,7 +100,7 @@ def exactness(shape: gpu_models.Shape, device: str) -> dict[str, float]:
     with torch.no_grad():
         alone = logits(input_ids=torch.tensor([row["input_ids"]]))[0, -9:]
         beside = logits(input_ids=ids)[0, 21:30]
-        exact = paddingfree.is_exact(model)  # which also switches the attention
+        exact = padding_free.is_exact(model)  # which also switches the attention
         behind = logits(**laid)[0, -9:]
     return {"noise": _error(beside, alone), "laid": _error(behind, alone), "exact": float(exact)}
 

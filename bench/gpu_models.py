@@ -96,7 +96,7 @@ def _tokens(text: str) -> int:
 
 def examples(lengths: list[tuple[int, int]], vocabulary: int) -> list[Example]:
     """Random tokens of these lengths, the prompt without loss."""
-    from lora_recipes import prompts
+    from lora_recipes.data import prompts
 
     import torch
 

@@ -29,7 +29,7 @@ def batches(setting: gpu.Setting, steps: int) -> list[list[Example]]:
 
 def padded(model: Any, batch: list[Example], micro: int) -> None:
     """One step's gradients as the reference projects made them: a mask by a Python loop, the model's own loss."""
-    from lora_recipes import prompts
+    from lora_recipes.data import prompts
 
     import torch
 
@@ -46,12 +46,12 @@ def padded(model: Any, batch: list[Example], micro: int) -> None:
 
 
 def plain(model: Any, batch: list[Example], micro: int, head: Any) -> None:
-    """One step's gradients as lora_recipes.trainer makes them."""
-    from lora_recipes import headloss, paddingfree
+    """One step's gradients as lora_recipes.training.trainer makes them."""
+    from lora_recipes.training import chunked_loss, padding_free
 
     import torch
 
-    collate = paddingfree.Collator()
+    collate = padding_free.Collator()
     for start in range(0, len(batch), micro):
         part = batch[start : start + micro]
         inputs = collate(part)
@@ -59,7 +59,7 @@ def plain(model: Any, batch: list[Example], micro: int, head: Any) -> None:
         _, columns, kept, targets = (inputs.pop(name) for name in ("labels", "columns", "kept", "targets"))
         with torch.autocast(model.device.type, torch.bfloat16):
             hidden = model(**inputs, logits_to_keep=columns, use_cache=False).logits.flatten(0, 1)[kept]
-        (headloss.loss(hidden, head, targets) * len(part) / len(batch)).backward()
+        (chunked_loss.loss(hidden, head, targets) * len(part) / len(batch)).backward()
 
 
 def fuse(model: Any) -> None:
@@ -110,19 +110,19 @@ def trained(setting: gpu.Setting, model: Any, given: list[list[Example]]) -> dic
 
 def _prepared(model: Any, compiled: bool) -> Any:
     """Switch a model to rows laid end to end; gives its head. Raises click.ClickException where they are not exact."""
-    from lora_recipes import headloss, paddingfree
+    from lora_recipes.training import chunked_loss, padding_free
 
-    if not paddingfree.is_exact(model):
+    if not padding_free.is_exact(model):
         raise click.ClickException("rows laid end to end are not exact on this machine; the plain trainer pads.")
     for layer in model.get_base_model().model.layers if compiled else ():
         layer.compile(dynamic=True)
-    return headloss.detach(model)
+    return chunked_loss.detach(model)
 
 
 def answered(setting: gpu.Setting, model: Any, new_tokens: int) -> dict[str, Any]:
     """Tokens a second of greedy answers; random weights never end one, so each has new_tokens."""
-    from lora_recipes import generating
-    from lora_recipes.questions import Question
+    from lora_recipes.data.questions import Question
+    from lora_recipes.inference import decoding
 
     model.eval()
     common = gpu_models.examples([(gpu_models.SYSTEM, 0)], 1000)[0]["input_ids"]
@@ -131,11 +131,11 @@ def answered(setting: gpu.Setting, model: Any, new_tokens: int) -> dict[str, Any
         Question(number, "", "", common + one["input_ids"], [1, 2])
         for number, one in enumerate(gpu_models.examples(own, 1000))
     ]
-    decode = generating.Decoder(model, common, 0, [-1], new_tokens)
+    decode = decoding.Decoder(model, common, 0, [-1], new_tokens)
 
     def run(batch: list[Question]) -> None:
         if setting.how == "one-by-one":
-            generating.generate(model, 0, [question.prompt_ids for question in batch], [-1], new_tokens)
+            decoding.generate(model, 0, [question.prompt_ids for question in batch], [-1], new_tokens)
         else:
             decode(batch)
 

@@ -12,7 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, adapters, files, libraries, models, plots, prompts, rendering, results, runfile
+from lora_recipes import ROOT
+from lora_recipes.config import runfile
+from lora_recipes.data import prompts
+from lora_recipes.models import adapters, loading
+from lora_recipes.rendering import render
+from lora_recipes.report import plots
+from lora_recipes.results import result_files
+from lora_recipes.support import files, libraries
 
 import alpaca
 import click
@@ -35,7 +42,7 @@ def prepare(data: Path | None, wanted: list[int], adapters: int, sequence_len: i
     shutil.rmtree(WORK, ignore_errors=True)
     _write_run_file(smallest, smallest, sequence_len)
     run = runfile.load(WORK / f"{smallest}.yaml")
-    tokenizer, fmt = models.load_tokenizer(run), prompts.prompt_format(run, 0, "datasets")
+    tokenizer, fmt = loading.load_tokenizer(run), prompts.prompt_format(run, 0, "datasets")
     found = alpaca.fitting(alpaca.load(data), tokenizer, fmt, sequence_len)
     if len(found) < min(wanted):
         raise click.ClickException(
@@ -61,7 +68,7 @@ def available(wanted: list[int], there: int) -> list[int]:
 
 def _write_run_file(name: str, rows: str, sequence_len: int) -> None:
     shared = training.common(WORK / "out" / name, WORK / rows, WORK / rows, sequence_len)
-    files.write_text(WORK / f"{name}.yaml", rendering.render(alpaca.RECIPE, "lora", shared))
+    files.write_text(WORK / f"{name}.yaml", render.render(alpaca.RECIPE, "lora", shared))
 
 
 def train_one(count: int) -> dict[str, float]:
@@ -69,7 +76,7 @@ def train_one(count: int) -> dict[str, float]:
     folder = WORK / "out" / str(count)
     shutil.rmtree(folder, ignore_errors=True)
     timed = _timed("train.py", str(WORK / f"{count}.yaml"))
-    noted = results.read(folder / "result.json")["training"]
+    noted = result_files.read(folder / "result.json")["training"]
     return {**timed, "tokens": noted["metrics"]["tokens_an_epoch"], "peak_memory_mb": noted["peak_memory_mb"]}
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, processes, results
+from lora_recipes import ROOT
+from lora_recipes.results import result_files
+from lora_recipes.support import files, processes
 
 import click
 
@@ -97,7 +99,7 @@ def save(name: str, ways: Sequence[Way], measured: Measured, file: str = "", /, 
     content = {
         "benchmark": name,
         "settings": {**settings, "rounds": max(len(runs) for runs in measured.values())},
-        "environment": results.environment(),
+        "environment": result_files.environment(),
         "ways": {
             way.name: {
                 "words": way.words,

@@ -6,7 +6,10 @@ import math
 import shutil
 from typing import Any
 
-from lora_recipes import ROOT, embedded, files, rendering
+from lora_recipes import ROOT
+from lora_recipes.models import bundled
+from lora_recipes.rendering import render
+from lora_recipes.support import files
 
 import click
 import measuring
@@ -30,7 +33,7 @@ WAYS = {
 def prepare(layers: int) -> None:
     """Make base, adapter and run file, unless they are there: random weights, a real tokenizer and real rows."""
     made = WORK / "layers"
-    text = rendering.render(
+    text = render.render(
         "smollm2-african-history", "lora", (f"base_model={BASE}", f"output_dir={ADAPTER}", f"lora_alpha={ALPHA}")
     )
     files.write_text(WORK / "run.yaml", text)
@@ -57,7 +60,7 @@ def _write_base(layers: int) -> None:
     from safetensors.torch import save_file
     from transformers import AutoTokenizer, LlamaConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded.ensure_chat_model())
+    tokenizer = AutoTokenizer.from_pretrained(bundled.ensure_chat_model())
     tokenizer.save_pretrained(BASE)
     ends = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
     LlamaConfig(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_recipes.runfile import RunFile
+from lora_recipes.config.runfile import RunFile
 
 WARM_UP_STEPS = 2
 """Compilers work in the first steps: one for the first shape, one more when the shapes turn out to vary."""

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files
+from lora_recipes import ROOT
+from lora_recipes.support import files
 
 import click
 import measuring

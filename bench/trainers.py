@@ -4,7 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import adapting, models, prompts, rows, runfile
+from lora_recipes.config import runfile
+from lora_recipes.data import prompts, rows
+from lora_recipes.models import loading
+from lora_recipes.training import lora_model
 
 import torch
 from datasets import Dataset
@@ -28,7 +31,7 @@ class StepTimes(TrainerCallback):
 def reference(run: runfile.RunFile, folder: Path, sequence_len: int) -> Times:
     """From the description of the published runs: batches of 2 in file order, padded to the longest, a mask
     found by a loop in the collator, logits and loss over every position."""
-    tokenizer = models.load_tokenizer(run)
+    tokenizer = loading.load_tokenizer(run)
     header = tokenizer("### Response:\n")["input_ids"]
     texts = [_ids(tokenizer, fmt, row, sequence_len) for part, fmt in rows.load_parts(run, "train") for row in part]
 
@@ -51,7 +54,7 @@ def reference(run: runfile.RunFile, folder: Path, sequence_len: int) -> Times:
     arguments = TrainingArguments(
         **_arguments(run, folder), per_device_train_batch_size=2, gradient_accumulation_steps=4
     )
-    made = InOrder(model=adapting.adapted(run), args=arguments, train_dataset=texts, data_collator=collate)
+    made = InOrder(model=lora_model.adapted(run), args=arguments, train_dataset=texts, data_collator=collate)
     return _trained(made, folder)
 
 
@@ -66,7 +69,7 @@ def trl(run: runfile.RunFile, folder: Path, sequence_len: int, kind: str) -> Tim
     Packed and padding-free rows are kept apart by their positions: with SDPA transformers makes the
     mask for that. TRL recomputes activations by default to save memory, which is off here for speed.
     """
-    tokenizer = models.load_tokenizer(run)
+    tokenizer = loading.load_tokenizer(run)
     pairs = [
         {"prompt": fmt.prompt(row), "completion": row[fmt.field_output] + tokenizer.eos_token}
         for part, fmt in rows.load_parts(run, "train")
@@ -87,7 +90,7 @@ def trl(run: runfile.RunFile, folder: Path, sequence_len: int, kind: str) -> Tim
         pad_to_multiple_of=sequence_len if kind == "compiled" else None,  # one shape, compiled once
     )
     made = SFTTrainer(
-        model=adapting.adapted(run), args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+        model=lora_model.adapted(run), args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
     )
     return _trained(made, folder)
 

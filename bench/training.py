@@ -15,7 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, batches, embedded, libraries, models, prompts, rendering, rows, runfile
+from lora_recipes import ROOT
+from lora_recipes.config import runfile
+from lora_recipes.data import prompts, rows
+from lora_recipes.models import bundled, loading
+from lora_recipes.rendering import render
+from lora_recipes.support import libraries
+from lora_recipes.training import batches
 
 import alpaca
 import click
@@ -78,9 +84,9 @@ def prepare(data: Path | None, wanted: int, sequence_len: int) -> dict[str, Any]
     WORK.mkdir(parents=True, exist_ok=True)
     for way, more in SETTINGS.items():
         shared = common(WORK / "out" / way, WORK / "train.json", WORK / "validation.json", sequence_len)
-        (WORK / f"{way}.yaml").write_text(rendering.render(alpaca.RECIPE, "lora", (*shared, *more)), encoding="utf-8")
+        (WORK / f"{way}.yaml").write_text(render.render(alpaca.RECIPE, "lora", (*shared, *more)), encoding="utf-8")
     run = runfile.load(WORK / "plain.yaml")
-    tokenizer, fmt = models.load_tokenizer(run), prompts.prompt_format(run, 0, "datasets")
+    tokenizer, fmt = loading.load_tokenizer(run), prompts.prompt_format(run, 0, "datasets")
     found = alpaca.fitting(alpaca.load(data), tokenizer, fmt, sequence_len)
     if len(found) < wanted + VALIDATION:
         raise click.ClickException(
@@ -122,7 +128,7 @@ def _write_llama_factory(run: runfile.RunFile, tokenizer: Any, fmt: prompts.Prom
 def common(output: Path, train: Path, validation: Path, sequence_len: int) -> tuple[str, ...]:
     """What every run file of the benchmarks sets: the embedded model, LoRA on attention, one pass, no evaluation."""
     return (
-        *(f"base_model={embedded.ensure_chat_model()}", f"output_dir={output}", f"sequence_len={sequence_len}"),
+        *(f"base_model={bundled.ensure_chat_model()}", f"output_dir={output}", f"sequence_len={sequence_len}"),
         *(f"datasets.0.path={train}", "datasets.0.split=train"),
         *(f"test_datasets.0.path={validation}", "test_datasets.0.split=train"),
         *("lora_r=8", "lora_alpha=16", "lora_dropout=0.0", "lora_target_modules=[q_proj, k_proj, v_proj, o_proj]"),

@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import libraries, models, processes, prompts, results, rows, runfile
+from lora_recipes.config import runfile
+from lora_recipes.data import prompts, rows
+from lora_recipes.models import loading
+from lora_recipes.results import result_files
+from lora_recipes.support import libraries, processes
 
 import measuring
 import peers
@@ -25,7 +29,7 @@ import rates
 import training
 
 _STEP = re.compile(r"^step \d+/\d+  loss |'loss': ")
-"""A line that tells of a finished step: of lora_recipes.progress, and of transformers' own printing."""
+"""A line that tells of a finished step: of lora_recipes.training.progress, and of transformers' own printing."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Trained:
 def from_run_file(command: list[str], run: runfile.RunFile) -> Trained:
     """A command that trains a run file and notes it in result.json."""
     times = _step_times(command)
-    history = results.read(run.output_dir / "result.json")["training"]["log_history"]
+    history = result_files.read(run.output_dir / "result.json")["training"]["log_history"]
     return Trained(_runtime(history), times, history)
 
 
@@ -90,8 +94,8 @@ def score(run: runfile.RunFile, folder: Path) -> float:
     """Mean cross-entropy in nats over the answer tokens of the validation rows, in float32."""
     import torch
 
-    tokenizer = models.load_tokenizer(run)
-    model = models.load_adapter(models.load_base(run, torch.float32), folder).eval()
+    tokenizer = loading.load_tokenizer(run)
+    model = loading.load_adapter(loading.load_base(run, torch.float32), folder).eval()
     total = count = 0.0
     for part, fmt in rows.load_parts(run, "validation"):
         for example in prompts.examples(tokenizer, fmt, part):

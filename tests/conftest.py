@@ -26,7 +26,10 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
-from lora_recipes import ROOT, embedded, rendering, runfile  # noqa: E402
+from lora_recipes import ROOT  # noqa: E402
+from lora_recipes.config import runfile  # noqa: E402
+from lora_recipes.models import bundled  # noqa: E402
+from lora_recipes.rendering import render  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -36,7 +39,7 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", type=int, default=0, help="faults of tests/test_faults.py  [default: a few]")
+    parser.addoption("--faults", type=int, default=0, help="faults of tests/project/test_faults.py  [default: a few]")
 
 
 def pytest_unconfigure() -> None:
@@ -51,14 +54,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def embedded_model() -> Path:
     """The folder of the converted SmolLM2."""
-    return embedded.ensure_chat_model()
+    return bundled.ensure_chat_model()
 
 
 @pytest.fixture(scope="session")
 def libraries() -> Iterator[forking.Parent]:
     """A parent that has imported all but Axolotl."""
     parent = forking.Parent(
-        *("lora_recipes.trainer", "lora_recipes.evaluation", "lora_recipes.verifying", "lora_recipes.likelihood"),
+        *(
+            "lora_recipes.training.trainer",
+            "lora_recipes.evaluation.evaluate",
+            "lora_recipes.merging.verification",
+            "lora_recipes.evaluation.lm_eval_run",
+        ),
         *("transformers.models.llama.modeling_llama", "deepspeed", "bitsandbytes", "bert_score"),
         *("lm_eval.models.huggingface", "lm_eval.evaluator"),
     )
@@ -70,7 +78,13 @@ def libraries() -> Iterator[forking.Parent]:
 def axolotl_libraries() -> Iterator[forking.Parent]:
     """A parent that has imported Axolotl as well."""
     parent = forking.Parent(
-        *("lora_recipes.plugin", "lora_recipes.trainer", "axolotl.cli.main", "axolotl.cli.train", "axolotl.train"),
+        *(
+            "lora_recipes.plugin",
+            "lora_recipes.training.trainer",
+            "axolotl.cli.main",
+            "axolotl.cli.train",
+            "axolotl.train",
+        ),
         *("axolotl.cli.config", "axolotl.common.datasets", "axolotl.loaders", "axolotl.core.builders", "deepspeed"),
         *("axolotl.monkeypatch.lora_kernels", "bitsandbytes", "transformers.models.llama.modeling_llama"),
     )
@@ -107,7 +121,7 @@ def run_file(tmp_path: Path) -> Callable[..., Path]:
     def write(variant: str = "lora", *settings: str, recipe: str = "smollm2-african-history") -> Path:
         output_dir = f"output_dir={tmp_path}/outputs/{recipe}/{variant}"
         path = tmp_path / f"{variant}.yaml"
-        path.write_text(rendering.render(recipe, variant, (output_dir, *settings)), encoding="utf-8")
+        path.write_text(render.render(recipe, variant, (output_dir, *settings)), encoding="utf-8")
         return path
 
     return write

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lora_recipes import ROOT, shards
+from lora_recipes import ROOT
+from lora_recipes.models import shards
 
 from click.testing import CliRunner, Result
 

@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes import files, intervals, libraries, results, runfile, tables, tasks, tracking
+from lora_recipes.config import runfile
+from lora_recipes.evaluation import tasks
+from lora_recipes.results import intervals, result_files, tables, tracking
+from lora_recipes.support import files, libraries
 
 import click
 
 if TYPE_CHECKING:
-    from lora_recipes.likelihood import Candidate
+    from lora_recipes.evaluation.lm_eval_run import Candidate
 
 Scores = dict[str, dict[str, Any]]
 """Task -> metrics, outcomes, seconds: see likelihood.measure."""
@@ -19,12 +22,13 @@ Scores = dict[str, dict[str, Any]]
 def _score(
     candidates: "list[Candidate]", ready: list[tasks.Task], limit: int | None, batch_size: int | None
 ) -> "dict[Candidate, Scores]":
-    from lora_recipes import likelihood, processes
+    from lora_recipes.evaluation import lm_eval_run
+    from lora_recipes.support import processes
 
     import torch
 
     size = batch_size or (16 if processes.on_cpu() else 32)
-    bench = likelihood.Bench(size)
+    bench = lm_eval_run.Bench(size)
     try:
         return {
             candidate: {task.name: bench.score(candidate, task, limit) for task in ready} for candidate in candidates
@@ -55,9 +59,11 @@ def _numbers(outcomes: str) -> list[float]:
     return [float(outcome) for outcome in outcomes]
 
 
-def _section(candidate: "Candidate", scores: "dict[Candidate, Scores]", watch: results.Stopwatch, **more: Any) -> Any:
+def _section(
+    candidate: "Candidate", scores: "dict[Candidate, Scores]", watch: result_files.Stopwatch, **more: Any
+) -> Any:
     mine = scores[candidate]
-    return results.section(
+    return result_files.section(
         candidate.run,
         {f"{task}_{name}": value for task, score in mine.items() for name, value in score["metrics"].items()},
         watch,
@@ -110,12 +116,12 @@ def main(
     runs = runfile.load_several(sources, adapter)
     for run in runs:
         tracking.require_login(run)
-    watch = results.Stopwatch()
+    watch = result_files.Stopwatch()
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars; ours are shown in their place
     libraries.quiet()
-    from lora_recipes import likelihood
+    from lora_recipes.evaluation import lm_eval_run
 
-    candidates = likelihood.candidates(runs, base, adapter)
+    candidates = lm_eval_run.candidates(runs, base, adapter)
     ready, skipped = tasks.prepare(wanted, limit)
     for name, reason in skipped.items():
         click.echo(f"{name} is skipped: {reason}", err=True)
@@ -124,7 +130,7 @@ def main(
     scores = _score(candidates, ready, limit, batch_size)
     sections = {candidate: _section(candidate, scores, watch, skipped=skipped, limit=limit) for candidate in candidates}
     for candidate, section in sections.items():
-        path = results.update(candidate.run, "benchmark", section, base=candidate.adapter is None)
+        path = result_files.update(candidate.run, "benchmark", section, base=candidate.adapter is None)
         click.echo(files.relative(path), err=True)
     click.echo(_table(sections))
     for candidate, section in sections.items():

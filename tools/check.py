@@ -5,9 +5,9 @@ import json
 import os
 from pathlib import Path
 
-from lora_recipes import libraries
-from lora_recipes.checks.findings import Report
-from lora_recipes.checks.subject import Limits
+from lora_recipes.check.findings import Report
+from lora_recipes.check.subject import Limits
+from lora_recipes.support import libraries
 
 import click
 
@@ -58,8 +58,8 @@ def main(
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here after a tokenizer was used
     libraries.quiet()
-    from lora_recipes.checks import preflight
-    from lora_recipes.checks.validation import Axolotl
+    from lora_recipes.check import preflight
+    from lora_recipes.check.validation import Axolotl
 
     limits = Limits(min_trained, max_cut, max_leaked, similarity, gpus)
     try:
@@ -72,7 +72,7 @@ def main(
         raise SystemExit(1) from None
     _show(subject.report, as_json)
     if row:
-        from lora_recipes.checks import view
+        from lora_recipes.check import view
 
         click.echo("\n" + view.row(subject, training, row), err=as_json)
     raise SystemExit(subject.report.failed)

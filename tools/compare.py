@@ -4,8 +4,11 @@
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import files, pages, results, runfile, sidebyside, tables
-from lora_recipes.sidebyside import System
+from lora_recipes.config import runfile
+from lora_recipes.report import pages, side_by_side
+from lora_recipes.report.side_by_side import System
+from lora_recipes.results import result_files, tables
+from lora_recipes.support import files
 
 import click
 
@@ -61,12 +64,12 @@ def _groups(systems: list[System], rows: list[dict[str, Any]], gain: list[float]
     variant = next(system.name for system in systems if system.name != "base")
     by = f"F1 gain of {variant} over base" if systems[0].name == "base" else f"F1 of {variant}"
     titles = {"best": f"Largest {by}", "worst": f"Smallest {by}", "random": "Random rows"}
-    picked = sidebyside.pick(gain, len(rows), count)
+    picked = side_by_side.pick(gain, len(rows), count)
     return [{"title": titles[name], "rows": [rows[row] for row in chosen]} for name, chosen in picked.items() if chosen]
 
 
 def _context(runs: list[runfile.RunFile], systems: list[System], split: str, count: int) -> dict[str, Any]:
-    gain = sidebyside.gains(systems)
+    gain = side_by_side.gains(systems)
     rows = _rows(systems, gain)
     names = ", ".join(system.name for system in systems)
     notes = "" if gain else " The answers are not scored, so no best and worst rows are picked; run tools/eval.py."
@@ -75,7 +78,7 @@ def _context(runs: list[runfile.RunFile], systems: list[System], split: str, cou
             notes += f" {system.name} was asked with another prompt than it was trained on."
     return {
         "title": f"{runs[0].recipe}: answers side by side",
-        "intro": f"{len(rows)} rows of {split}, answered by {names}; random rows with seed {sidebyside.SEED}.{notes}",
+        "intro": f"{len(rows)} rows of {split}, answered by {names}; random rows with seed {side_by_side.SEED}.{notes}",
         "summary": _summary(systems),
         "groups": _groups(systems, rows, gain, count),
         "all_rows": rows,
@@ -107,10 +110,10 @@ def main(sources: tuple[str, ...], base: bool, split: str, count: int, output: P
     """
     runs = [runfile.load(source) for source in sources]
     _require_one_recipe(runs)
-    output = output or results.folder(runs[0], base=True).parent / "compare.html"
+    output = output or result_files.folder(runs[0], base=True).parent / "compare.html"
     if output.suffix == ".md":
         raise click.UsageError("-o names the HTML file; the Markdown goes beside it with the suffix .md.")
-    context = _context(runs, sidebyside.load(runs, split, base), split, count)
+    context = _context(runs, side_by_side.load(runs, split, base), split, count)
     pages_made = {
         output: pages.render("compare.html.j2", **context),
         output.with_suffix(".md"): pages.render("compare.md.j2", page=output.name, **context),

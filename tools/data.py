@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes import datastats, files, similarity, sources, splitting
+from lora_recipes.data import similarity, sources, splitting, statistics
+from lora_recipes.support import files
 
 import click
 
@@ -107,12 +108,12 @@ def stats(
     if sequence_len and not tokenizer:
         raise click.UsageError("--sequence-len counts tokens; name the --tokenizer.")
     parts = sources.read(source)
-    loaded = datastats.load_tokenizer(tokenizer) if tokenizer else None
+    loaded = statistics.load_tokenizer(tokenizer) if tokenizer else None
     found = {
-        split: datastats.measure(data, f"{source} ({split})", question, answer, loaded, sequence_len)
+        split: statistics.measure(data, f"{source} ({split})", question, answer, loaded, sequence_len)
         for split, data in parts.items()
     }
-    click.echo(json.dumps(found, indent=2) if as_json else datastats.as_tables(found, sequence_len))
+    click.echo(json.dumps(found, indent=2) if as_json else statistics.as_tables(found, sequence_len))
 
 
 @main.command()

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from lora_recipes import ROOT, files, processes, rendering, results, runfile
+from lora_recipes import ROOT
+from lora_recipes.config import runfile
+from lora_recipes.rendering import render
+from lora_recipes.results import result_files
+from lora_recipes.support import files, processes
 
 import click
 
@@ -24,20 +28,20 @@ AXOLOTL_SAYS = ("step ", "run file kept", "Error", "Traceback", "adapter")
 
 def _run_files() -> tuple[str, list[str]]:
     """The command that renders, and the run files: the published ones, in float32 where bf16 would take days."""
-    render = f"tools/render.py --recipe {RECIPE}"
+    command = f"tools/render.py --recipe {RECIPE}"
     if processes.has_bf16():
-        return render, [f"recipes/{RECIPE}/{name}.yaml" for name in VARIANTS]
+        return command, [f"recipes/{RECIPE}/{name}.yaml" for name in VARIANTS]
     processes.warn_of_emulated_bf16()
     paths = [OUTPUTS / f"{name}.yaml" for name in VARIANTS]
     for name, path in zip(VARIANTS, paths, strict=True):
-        files.write_text(path, rendering.render(RECIPE, name, ("bf16=false",)))
-    return f"{render} --set bf16=false", [str(path.relative_to(ROOT)) for path in paths]
+        files.write_text(path, render.render(RECIPE, name, ("bf16=false",)))
+    return f"{command} --set bf16=false", [str(path.relative_to(ROOT)) for path in paths]
 
 
-def _steps(render: str, runs: list[str]) -> list[tuple[str, str]]:
+def _steps(command: str, runs: list[str]) -> list[tuple[str, str]]:
     return [
         ("Check before training", f"tools/check.py {runs[0]}"),
-        ("Train LoRA with Axolotl", f"{render} --variant lora | axolotl train -"),
+        ("Train LoRA with Axolotl", f"{command} --variant lora | axolotl train -"),
         ("Train the same with plain PEFT", f"tools/train.py {runs[1]}"),
         ("Merge, and verify the merge", f"tools/merge.py {runs[0]}"),
         ("Answer and score the test questions", f"tools/eval.py {' '.join(runs)} --base"),
@@ -98,7 +102,7 @@ def _summary(runs: list[str]) -> list[str]:
 
 
 def _metrics(folder: Path) -> dict[str, dict[str, float]]:
-    return dict(results.read(folder / "result.json")["evaluation"]["metrics"])
+    return dict(result_files.read(folder / "result.json")["evaluation"]["metrics"])
 
 
 def _interval(metrics: dict[str, dict[str, float]]) -> str:
@@ -117,8 +121,8 @@ def main() -> None:
       make demo
     """
     begun = time.monotonic()
-    render, runs = _run_files()
-    steps = _steps(render, runs)
+    command, runs = _run_files()
+    steps = _steps(command, runs)
     for number, (title, command) in enumerate(steps, 1):
         _run(f"{number}/{len(steps)}", title, command, begun)
     click.secho(f"\nDone in {(time.monotonic() - begun) / 60:.1f} min. 95 % intervals in brackets.", bold=True)

@@ -4,7 +4,9 @@
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import files, libraries, results, runfile, tables, tracking
+from lora_recipes.config import runfile
+from lora_recipes.results import result_files, tables, tracking
+from lora_recipes.support import files, libraries
 
 import click
 
@@ -61,22 +63,22 @@ def main(
     runs = runfile.load_several(sources, adapter)
     for run in runs:
         tracking.require_login(run)
-    watch = results.Stopwatch()
+    watch = result_files.Stopwatch()
     click.echo("checking adapters, questions and scoring model …", err=True)
     libraries.quiet()
-    from lora_recipes import answering, evaluation, scorecards, scoring
+    from lora_recipes.evaluation import answering, evaluate, scorecards, scoring
 
-    chosen = evaluation.choose(runs, base, adapter)
-    systems = [evaluation.prepare(run, folder, split, limit, max_new_tokens) for run, folder in chosen]
+    chosen = evaluate.choose(runs, base, adapter)
+    systems = [evaluate.prepare(run, folder, split, limit, max_new_tokens) for run, folder in chosen]
     scorer = scoring.load(score_model)
     with answering.locked([system.answers_path for system in systems]):
-        evaluation.answer(systems, batch_size)
+        evaluate.answer(systems, batch_size)
         click.echo(f"scoring with {scorer.description}", err=True)
         sections = scorecards.sections(systems, scorer, watch, limit=limit)
     kind = "evaluation" if split == "test" else f"evaluation-{split}"
     for system, section in zip(systems, sections, strict=True):
         section["batch_size"] = system.batch_size
-        path = results.update(system.run, kind, section, base=system.adapter is None)
+        path = result_files.update(system.run, kind, section, base=system.adapter is None)
         click.echo(files.relative(path), err=True)
     click.echo(_table([system.name for system in systems], sections))
     for system, section in zip(systems, sections, strict=True):

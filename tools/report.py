@@ -5,8 +5,11 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT, files, pages, plots, reporting, systems, tables
-from lora_recipes.systems import System
+from lora_recipes import ROOT
+from lora_recipes.report import pages, plots, recipe_tables, systems
+from lora_recipes.report.systems import System
+from lora_recipes.results import tables
+from lora_recipes.support import files
 
 import click
 
@@ -21,7 +24,7 @@ def _folder(given: Path | None, publish: bool) -> Path:
     """What to report on: results/ once something is published there, else what this checkout measured."""
     if given:
         return given
-    return RESULTS if not publish and systems.result_files(RESULTS) else OUTPUTS
+    return RESULTS if not publish and systems.published_files(RESULTS) else OUTPUTS
 
 
 def _measured(folder: Path) -> list[System]:
@@ -39,7 +42,7 @@ def _context(measured: list[System], recipes: list[str], target: Path) -> dict[s
     sections = []
     for recipe in recipes:
         members = [system for system in measured if system.recipe == recipe]
-        sections.append({**reporting.recipe_section(recipe, members), "answers": _answers_page(members, target)})
+        sections.append({**recipe_tables.recipe_section(recipe, members), "answers": _answers_page(members, target)})
     intro = "Written by tools/report.py from result files; change those, not this page."
     if any(row["source"] for section in sections for table in section["tables"] for row in table["rows"]):
         intro += " Rows in italics were published by others about their own runs and are no results of this project."

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train a run file with transformers' Trainer and PEFT; needs no Axolotl."""
 
-from lora_recipes import libraries, processes, runfile
+from lora_recipes.config import runfile
+from lora_recipes.support import libraries, processes
 
 import click
 
@@ -22,7 +23,7 @@ def main(run: str, overwrite: bool) -> None:
         raise click.UsageError("of several processes only one can read stdin; save the run file and give its path.")
     loaded = runfile.load(run)
     libraries.quiet()
-    from lora_recipes import trainer
+    from lora_recipes.training import trainer
 
     trainer.train(loaded, overwrite)
 

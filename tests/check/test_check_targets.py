@@ -1,0 +1,62 @@
+"""Target modules: what a name matches, and the parameters that it adds, as PEFT counts them."""
+
+from lora_recipes.check import targets
+from lora_recipes.check.subject import Subject
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32}
+RUN = "base_model: {}\noutput_dir: o\nadapter: lora\nlora_r: 4\nlora_alpha: 8\n"
+
+
+@pytest.fixture
+def checked(tmp_path):
+    """The report on a run file with a tiny Llama as base model."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(**TINY).save_pretrained(tmp_path / "model")
+
+    def check(more):
+        (tmp_path / "run.yaml").write_text(RUN.format(tmp_path / "model") + more)
+        subject = Subject(tmp_path / "run.yaml")
+        targets.check(subject)
+        return subject.report
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        ("lora_target_modules: [q_proj, down_proj]", {"target_modules": ["q_proj", "down_proj"]}),
+        ("lora_target_modules: [layers.1.self_attn.k_proj]", {"target_modules": ["layers.1.self_attn.k_proj"]}),
+        ("lora_target_linear: true", {"target_modules": "all-linear"}),
+        ("lora_target_modules: [o_proj]\npeft_use_dora: true", {"target_modules": ["o_proj"], "use_dora": True}),
+        (
+            "lora_target_modules: [q_proj]\nlora_modules_to_save: [lm_head]",
+            {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        ),
+    ],
+)
+def test_parameters_are_counted_as_peft_counts_them(checked, more, options):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**TINY))
+    trained, total = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, **options)).get_nb_trainable_parameters()
+    report = checked(more + "\n")
+    assert not report.findings
+    assert (report.facts["target_modules"]["trainable"], report.facts["target_modules"]["total"]) == (trained, total)
+
+
+@pytest.mark.parametrize("name", ["proj", "_proj", "q_pro", "attn.q", "Q_PROJ"])
+def test_a_part_of_a_name_matches_nothing(checked, name):
+    (finding,) = checked(f"lora_target_modules: [o_proj, {name}]\n").findings
+    assert finding.severity == "error" and finding.found.startswith(f"{name} matches no layer of LlamaForCausalLM")
+
+
+def test_no_names_at_all_is_an_error_that_names_those_there_are(checked):
+    (finding,) = checked("").findings
+    assert "no target modules" in finding.found and "q_proj" in finding.fix and "lm_head" not in finding.fix

@@ -1,0 +1,255 @@
+"""tools/merge.py: the merged model is its adapter on its base, or nothing is written."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from lora_recipes import ROOT
+from lora_recipes.merging import verification
+from lora_recipes.models import shards
+
+import pytest
+from merges import (
+    RUN,
+    WORDS,
+    assert_refused,
+    copy_setting,
+    merge,
+    peft_model,
+    spoil,
+    tensors,
+    write_adapter,
+    write_base,
+    write_originals,
+)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once."""
+    return write_originals(tmp_path_factory.mktemp("merge"))
+
+
+@pytest.fixture
+def setting(originals: Path, tmp_path: Path) -> SimpleNamespace:
+    return copy_setting(originals, tmp_path)
+
+
+def test_help_comes_without_a_heavy_import() -> None:
+    code = """
+import runpy, sys
+sys.argv = ["merge.py", "--help"]
+try:
+    runpy.run_path("tools/merge.py", run_name="__main__")
+except SystemExit:
+    print(*{"torch", "transformers", "peft"} & set(sys.modules), file=sys.stderr, end="")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Example:" in done.stdout and done.stderr == ""
+
+
+def test_wrong_usage_is_exit_two(setting_text: Path) -> None:
+    assert merge(setting_text, "--dry-run", "--check").exit_code == 2
+    assert merge(setting_text, "--onto", "quantized").exit_code == 2
+    assert merge(setting_text.with_name("absent.yaml")).exit_code == 2
+
+
+@pytest.fixture
+def setting_text(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN.format(base="nowhere", data="nowhere", output_dir=tmp_path / "lora"))
+    return path
+
+
+def test_a_streamed_file_is_safetensors(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    held = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.arange(3)}
+    save_file(held, tmp_path / "one.safetensors")
+    entries = shards.tensors_in(tmp_path / "one.safetensors")
+    digest = shards.write(
+        tmp_path / "two.safetensors", list(entries.values()), map(shards.read_bytes, entries.values())
+    )
+    again = load_file(tmp_path / "two.safetensors")
+    assert digest == shards.sha256(tmp_path / "two.safetensors")
+    assert again.keys() == held.keys() and all(torch.equal(again[name], held[name]) for name in held)
+
+
+def test_a_part_may_be_used_anew_once_the_next_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, count = 64, 4
+
+    class Slow:
+        def __init__(self) -> None:
+            self.digest = hashlib.sha256()
+            self.hexdigest = self.digest.hexdigest
+
+        def update(self, part: Any) -> None:
+            time.sleep(0.05)
+            self.digest.update(part)
+
+    monkeypatch.setattr(shards, "hashlib", SimpleNamespace(sha256=Slow))
+    entries = [shards.Stored(f"n{n}", tmp_path / "none", "F32", (size // 4,), 0, size) for n in range(count)]
+    buffer = bytearray(size)
+
+    def parts() -> Iterator[bytearray]:
+        for n in range(count):
+            buffer[:] = bytes([n]) * size
+            yield buffer
+
+    import torch
+
+    digest = shards.write(tmp_path / "model.safetensors", entries, parts())
+    assert digest == shards.sha256(tmp_path / "model.safetensors")
+    assert [tensors(tmp_path)[f"n{n}"].view(torch.uint8)[0].item() for n in range(count)] == list(range(count))
+
+
+def test_too_few_bytes_are_no_file(tmp_path: Path) -> None:
+    entry = shards.Stored("n", tmp_path / "none", "F32", (4,), 0, 16)
+    with pytest.raises(ValueError, match="8 bytes were given for 16"):
+        shards.write(tmp_path / "model.safetensors", [entry], [bytes(8)])
+
+
+@pytest.mark.slow
+def test_a_sharded_base_merges_to_what_peft_makes_of_it(setting: SimpleNamespace) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done = merge(setting.run)
+    assert done.exit_code == 0, done.output
+    assert "verified" in done.stdout and "noise floor" in done.stdout
+    index = json.loads((setting.merged / shards.INDEX).read_text())
+    assert sorted(set(index["weight_map"].values())) == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert set(index["weight_map"]) == set(tensors(setting.base))
+    assert index["metadata"]["total_size"] == sum(e.size for e in shards.tensors_of(setting.merged).values())
+    expected = peft_model(setting).merge_and_unload().state_dict()
+    for name, found in tensors(setting.merged).items():
+        assert torch.equal(found, expected[name].to(torch.bfloat16)), name
+    model = AutoModelForCausalLM.from_pretrained(setting.merged, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(setting.merged)
+    assert model.dtype == torch.bfloat16 and tokenizer.eos_token == "<end>"
+    assert model.generation_config.eos_token_id == [WORDS.index("<end>"), WORDS.index("<old>")]
+    record = json.loads((setting.merged / verification.RECORD).read_text())
+    result = json.loads((setting.adapter / "result.json").read_text())["merge"]
+    assert result["metrics"]["kl_adapter_merged"] == record["kl"]["kl_adapter_merged"] < record["kl"]["kl_adapter_base"]
+    assert result["verdict"] == record["verdict"] == "verified"
+    assert merge(setting.run, "--check").exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.down_proj": 32}},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+    ],
+    ids=["rslora and patterns", "dora", "saved head", "saved embeddings", "lora on a tied head"],
+)
+def test_every_kind_of_adapter_answers_as_its_merge_does(setting: SimpleNamespace, settings: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    setting.base = setting.run.parent / "tied"
+    write_base(setting.base, tied=True)
+    write_adapter(setting.base, setting.adapter, **settings)
+    setting.run.write_text(RUN.format(base=setting.base, data=setting.data, output_dir=setting.adapter))
+    done = merge(setting.run)
+    assert done.exit_code == 0 and "verified" in done.stdout, done.output
+    merged = AutoModelForCausalLM.from_pretrained(setting.merged, dtype=torch.float32)
+    ids = torch.arange(40).unsqueeze(0)
+    with torch.no_grad():
+        expected, found = peft_model(setting)(input_ids=ids).logits, merged(input_ids=ids).logits
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()  # bfloat16 weights
+    tied = not any(name in str(settings) for name in ("lm_head", "embed_tokens"))
+    assert json.loads((setting.merged / "config.json").read_text())["tie_word_embeddings"] is tied
+    assert ("lm_head.weight" in tensors(setting.merged)) is not tied
+
+
+@pytest.mark.slow
+def test_a_dry_run_tells_the_plan_and_writes_nothing(setting: SimpleNamespace) -> None:
+    before = sorted(setting.run.parent.rglob("*"))
+    done = merge(setting.run, "--dry-run")
+    assert done.exit_code == 0, done.output
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.replace("adapter keys ", "").splitlines())
+    assert (lines["matched"], lines["unmatched"]) == ("18", "0")
+    assert "in 3 shards" in done.stdout and "peak memory" in done.stdout
+    assert sorted(setting.run.parent.rglob("*")) == before
+    spoil(setting.adapter, lambda held: held.update({k.replace("s.2", "s.7"): v + 0 for k, v in held.items()}))
+    done = merge(setting.run, "--dry-run")
+    assert_refused(done, "6 of its keys match no weight", "layers.7")
+    assert done.stdout.count("\nunmatched") == 6
+
+
+def _zero(setting: SimpleNamespace) -> None:
+    spoil(setting.adapter, lambda held: [held[name].zero_() for name in held if "lora_B" in name])
+
+
+def _nan(setting: SimpleNamespace) -> None:
+    spoil(setting.adapter, lambda held: held[sorted(held)[-1]].fill_(float("nan")))
+
+
+def _truncated(setting: SimpleNamespace) -> None:
+    path = setting.adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _rank(setting: SimpleNamespace) -> None:
+    path = setting.adapter / "adapter_config.json"
+    path.write_text(path.read_text().replace('"r": 4', '"r": 8'))
+
+
+def _other_name(setting: SimpleNamespace) -> None:
+    shutil.copytree(setting.base, setting.run.parent / "other")
+    setting.run.write_text(setting.run.read_text().replace(str(setting.base), str(setting.run.parent / "other")))
+
+
+def _other_shape(setting: SimpleNamespace) -> None:
+    spoil(setting.adapter, lambda held: held.update({k: v[:, :32].clone() for k, v in held.items() if "lora_A" in k}))
+
+
+def _pissa(setting: SimpleNamespace) -> None:
+    path = setting.adapter / "adapter_config.json"
+    path.write_text(path.read_text().replace('"init_lora_weights": true', '"init_lora_weights": "pissa"'))
+
+
+def _absent_base(setting: SimpleNamespace) -> None:
+    setting.run.write_text(setting.run.read_text().replace(str(setting.base), str(setting.run.parent / "base")))
+
+
+def _strangers_folder(setting: SimpleNamespace) -> None:
+    setting.merged.mkdir()
+    (setting.merged / "thesis.tex").write_text("mine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoiled", "word"),
+    [
+        (_zero, "every lora_B is zero"),
+        (_nan, "not finite"),
+        (_truncated, "not a whole safetensors file"),
+        (_rank, "has rank 4, adapter_config.json says 8"),
+        (_other_name, "was trained on"),
+        (_other_shape, "the adapter belongs to another base model"),
+        (_pissa, "init_lora_weights: pissa is not merged here"),
+        (_absent_base, "there is no folder"),
+        (_strangers_folder, "holds thesis.tex, which no merge wrote"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_in_a_sentence(
+    setting: SimpleNamespace, spoiled: Callable[[SimpleNamespace], None], word: str
+) -> None:
+    spoiled(setting)
+    before = sorted(setting.run.parent.rglob("*"))
+    assert_refused(merge(setting.run), word)
+    assert sorted(setting.run.parent.rglob("*")) == before

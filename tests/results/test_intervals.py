@@ -1,0 +1,72 @@
+"""Bootstrap intervals: known cases, pairing, weights."""
+
+import random
+
+from lora_recipes.results import intervals
+
+import pytest
+
+NOISE = [random.Random(n).gauss(0, 1) for n in range(200)]
+
+
+def test_the_interval_of_a_normal_sample_is_near_the_textbook_one() -> None:
+    found = intervals.interval(NOISE)
+    mean = sum(NOISE) / len(NOISE)
+    half = 1.96 * (sum((x - mean) ** 2 for x in NOISE) / (len(NOISE) - 1) / len(NOISE)) ** 0.5
+    assert found["mean"] == pytest.approx(mean)
+    assert found["low"] == pytest.approx(mean - half, abs=0.1 * half)
+    assert found["high"] == pytest.approx(mean + half, abs=0.1 * half)
+    assert found["n"] == 200
+
+
+def test_the_same_rows_give_the_same_interval() -> None:
+    assert intervals.interval(NOISE) == intervals.interval(list(NOISE))
+
+
+def test_equal_values_have_an_interval_without_width() -> None:
+    assert intervals.interval([0.25] * 7) == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 7}
+
+
+def test_a_weighted_mean_counts_each_row_by_its_weight() -> None:
+    # Nats a token of 10 and 30 tokens: (10 * 2 + 30 * 4) / 40.
+    found = intervals.interval([2.0, 4.0], [10, 30])
+    assert found["mean"] == pytest.approx(3.5)
+    assert (found["low"], found["high"]) == pytest.approx((2.0, 4.0))
+
+
+def test_rows_too_many_for_one_block_have_an_interval_too() -> None:
+    values = [float(n % 2) for n in range(intervals._BLOCK // 100)]
+    found = intervals.interval(values)
+    assert found["low"] < 0.5 < found["high"]
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 0.5 / len(values) ** 0.5, rel=0.1)
+
+
+def test_the_difference_of_a_system_to_itself_is_exactly_zero_and_does_not_exclude_it() -> None:
+    found = intervals.difference(NOISE, NOISE)
+    assert found == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 200, "excludes_zero": False}
+
+
+def test_pairing_finds_a_small_shift_under_large_noise() -> None:
+    shifted = [value + 0.01 + 0.001 * noise for value, noise in zip(NOISE, reversed(NOISE), strict=True)]
+    found = intervals.difference(shifted, NOISE)
+    assert found["excludes_zero"]
+    assert found["low"] < 0.01 < found["high"] < 0.012
+    assert intervals.difference(NOISE, shifted)["mean"] == pytest.approx(-found["mean"])
+
+
+def test_a_difference_of_noise_does_not_exclude_zero() -> None:
+    assert not intervals.difference(NOISE, list(reversed(NOISE)))["excludes_zero"]
+
+
+def test_one_row_never_excludes_zero() -> None:
+    assert not intervals.difference([1.0], [0.0])["excludes_zero"]
+
+
+def test_rows_that_do_not_pair_are_refused() -> None:
+    with pytest.raises(ValueError, match="paired"):
+        intervals.difference([1.0, 2.0], [1.0])
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        intervals.interval([])

@@ -1,0 +1,151 @@
+"""Checkpoints: one that is cut off anywhere is named and set aside, and a process that is told to end leaves one."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+from lora_recipes.config import runfile
+from lora_recipes.training import checkpoints
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def run(run_file):
+    found = runfile.load(run_file("peft"))
+    found.output_dir.mkdir(parents=True)
+    return found
+
+
+def write(run, step, deepspeed=False):
+    folder = run.output_dir / f"checkpoint-{step}"
+    folder.mkdir()
+    save_file({"a.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    for name in ("scheduler.pt", "rng_state.pth"):
+        torch.save({"x": torch.ones(9)}, folder / name)
+    if deepspeed:
+        (folder / "latest").write_text(f"global_step{step}")
+        (folder / f"global_step{step}").mkdir()
+        torch.save({"x": 1}, folder / f"global_step{step}" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    else:
+        torch.save({"x": 1}, folder / "optimizer.pt")
+    return folder
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("deepspeed", [False, True])
+def test_the_newest_whole_checkpoint_is_gone_on_from(run, deepspeed, capsys):
+    for step in (2, 10, 9):
+        write(run, step, deepspeed)
+    checkpoints.set_aside_incomplete(run)
+    assert checkpoints.newest(run).name == "checkpoint-10" and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("trainer_state.json", "trainer_state.json"),
+        ("optimizer.pt", "optimizer"),
+        ("scheduler.pt", ""),
+        ("rng_state.pth", ""),
+        ("adapter_model.safetensors", "adapter_model.safetensors is missing or cut off"),
+    ],
+)
+def test_a_checkpoint_cut_off_anywhere_is_set_aside_and_named(run, name, words, capsys):
+    write(run, 2)
+    for step, spoil in ((4, cut), (6, os.unlink)):
+        if not words and spoil is os.unlink:  # files that only some trainers write
+            continue
+        spoil(write(run, step) / name)
+        checkpoints.set_aside_incomplete(run)
+        assert checkpoints.newest(run).name == "checkpoint-2"
+        assert (run.output_dir / f"incomplete-checkpoint-{step}").is_dir()
+        said = capsys.readouterr().err
+        assert f"checkpoint-{step} is not whole" in said and (words or name) in said
+
+
+def test_a_checkpoint_of_deepspeed_without_its_shards_is_set_aside(run):
+    write(run, 2, deepspeed=True)
+    for path in (write(run, 4, deepspeed=True) / "global_step4").iterdir():
+        path.unlink()
+    cut(next((write(run, 6, deepspeed=True) / "global_step6").iterdir()))
+    checkpoints.set_aside_incomplete(run)
+    assert checkpoints.newest(run).name == "checkpoint-2"
+
+
+def test_a_checkpoint_set_aside_twice_replaces_the_first_one(run):
+    for _ in range(2):
+        (run.output_dir / "checkpoint-3").mkdir()
+        checkpoints.set_aside_incomplete(run)
+    assert [path.name for path in run.output_dir.iterdir()] == ["incomplete-checkpoint-3"]
+
+
+def test_to_overwrite_removes_what_was_trained_and_leaves_what_was_measured(run):
+    write(run, 2)
+    (run.output_dir / "incomplete-checkpoint-3").mkdir()
+    for name in ("run.yaml", "adapter_model.safetensors", "adapter_config.json", "result.json", "answers-test.jsonl"):
+        (run.output_dir / name).touch()
+    checkpoints.remove(run)
+    assert sorted(path.name for path in run.output_dir.iterdir()) == ["answers-test.jsonl", "result.json"]
+    checkpoints.remove(run)
+
+
+def test_nothing_is_resumed_unless_the_run_file_says_so(run_file):
+    run = runfile.load(run_file("peft", "auto_resume_from_checkpoints=false"))
+    run.output_dir.mkdir(parents=True)
+    write(run, 2)
+    assert checkpoints.newest(run) is None
+
+
+def told(callback, step=2, last=4):
+    """A step at which SIGTERM arrives; gives the control that the trainer then acts on."""
+    args = SimpleNamespace(device="cpu", output_dir="out", eval_on_start=True)
+    state = SimpleNamespace(global_step=0, max_steps=last, is_world_process_zero=True)
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    callback.on_train_begin(args, state, control)
+    os.kill(os.getpid(), signal.SIGTERM)
+    state.global_step = step
+    callback.on_step_end(args, state, control)
+    return args, state, control
+
+
+def test_sigterm_saves_after_the_step_and_ends_the_process(capsys):
+    before, callback = signal.getsignal(signal.SIGTERM), checkpoints.Interruptible()
+    args, state, control = told(callback)
+    assert control.should_save and control.should_training_stop
+    with pytest.raises(SystemExit) as ended:
+        callback.on_train_end(args, state, control)
+    assert ended.value.code == 143 and "checkpoint-2 is saved in out" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_in_the_last_step_lets_the_run_end(capsys):
+    callback = checkpoints.Interruptible()
+    callback.on_train_end(*told(callback, step=4))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_of_the_last_step_is_not_trained_further():
+    state, taken = SimpleNamespace(global_step=4, max_steps=4), []
+
+    def train():
+        trainer.callback.on_train_begin(SimpleNamespace(), state, None)
+        taken.append("a step")
+
+    trainer = SimpleNamespace(train=train)
+    trainer.add_callback = lambda callback: setattr(trainer, "callback", callback)
+    checkpoints.make_interruptible(trainer)
+    trainer.train()
+    assert taken == []
+    state.global_step, trainer.callback._before = 3, signal.getsignal(signal.SIGTERM)
+    args = SimpleNamespace(eval_on_start=True)
+    trainer.callback.on_train_begin(args, state, None)
+    signal.signal(signal.SIGTERM, trainer.callback._before)
+    assert not args.eval_on_start  # made before the run was interrupted

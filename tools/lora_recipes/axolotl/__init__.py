@@ -1,0 +1,1 @@
+"""The axolotl command and the plugins inside it; changes with Axolotl's hooks."""

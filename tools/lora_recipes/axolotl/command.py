@@ -1,0 +1,190 @@
+"""The `axolotl` of this environment: stock Axolotl whose `train` also takes `-` for a run file on stdin.
+
+Stock Axolotl wants a path, and only one of several processes can read stdin. So the run file, from stdin or a path, is
+read once and kept beside the outputs, and Axolotl is started on that file, with the plugin that makes a run survive
+its machine. `--overwrite` trains anew over what the output folder holds. A sweep, a cloud and every other command go
+through unchanged; of those, one that is given `-` gets the path of the kept run file.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from lora_recipes.config import keys, runfile
+from lora_recipes.data import prepared, rows
+from lora_recipes.results import result_files
+from lora_recipes.support import files, processes, supervision
+
+import click
+
+_PLUGIN = "lora_recipes.plugin.RunPlugin"
+
+
+def main() -> None:
+    """Console script `axolotl`; Axolotl looks for its launchers in PATH, where they are in an activated environment."""
+    processes.use_own_programs()
+    args = sys.argv[1:]
+    try:
+        if call := train_call(args):
+            return _train(call)
+        if "-" in _own(args)[1:]:
+            given = read("-")
+            sys.argv[1:] = with_path(args, "-", given.keep(plugins(given)))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    return _axolotl_quietly()
+
+
+@dataclass(frozen=True)
+class TrainCall:
+    """`axolotl train …`, as Axolotl's own parser understands it."""
+
+    args: list[str]
+    """All arguments but `--overwrite`."""
+    source: str
+    """The run file's path, or `-`."""
+    settings: dict[str, Any]
+    """Keys of the run file that are given as options, by name."""
+    overwrite: bool
+    launched: bool
+    """A launcher, or arguments for one, are given."""
+
+
+def train_call(args: list[str]) -> TrainCall | None:
+    """What is to be trained; None for another command, for help, and for a sweep or a cloud."""
+    if args[:1] != ["train"] or "--help" in _own(args):
+        return None
+    from axolotl.cli.main import cli
+
+    overwrite, args = without_overwrite(args)
+    command = cli.commands["train"]
+    parser = command.make_parser(click.Context(command, **command.context_settings))
+    try:
+        options, more, _ = parser.parse_args(args[1:])
+    except click.UsageError:
+        return None  # Axolotl says what is wrong
+    given = {name: value for name, value in options.items() if isinstance(value, (str, bool))}
+    source = given.pop("config", None)
+    if source not in _own(args) or {"sweep", "cloud", "use_ray"} & set(given):
+        return None
+    launched = given.pop("launcher", None) is not None or bool(more) or "num_processes" in given
+    return TrainCall(args, str(source), given, overwrite, launched)
+
+
+def read(source: str, settings: dict[str, Any] | None = None) -> runfile.RunFile:
+    """The run file of a path or stdin, with plugins and local inputs that are there. Raises click.ClickException."""
+    given = runfile.load(source)
+    for name, value in (settings or {}).items():
+        if types := keys.known_type((name,)):  # the others are about the call, as --debug is
+            given.config[name] = value if isinstance(value, bool) else keys.typed(name, value, types)
+    _require_plugins(given)
+    _require_inputs(given)
+    return given
+
+
+def _own(args: list[str]) -> list[str]:
+    """The arguments before any `--`: those after it are a launcher's."""
+    return args[: args.index("--")] if "--" in args else args
+
+
+def with_path(args: list[str], source: str, path: object) -> list[str]:
+    """The arguments with another path in the place of the run file's."""
+    at = _own(args).index(source, 1)
+    return [*args[:at], str(path), *args[at + 1 :]]
+
+
+def without_overwrite(args: list[str]) -> tuple[bool, list[str]]:
+    """Whether `--overwrite` stands before any `--`, and the arguments without it: Axolotl does not know it."""
+    own = _own(args)
+    return "--overwrite" in own, [*(arg for arg in own if arg != "--overwrite"), *args[len(own) :]]
+
+
+def quietly(args: list[str]) -> list[str]:
+    """The arguments with `--quiet` for accelerate's launcher: the trainer has said why it failed."""
+    at = len(_own(args))
+    if {"torchrun", "python", "--launcher=torchrun", "--launcher=python"} & set(args[:at]):
+        return args
+    return [*args[:at], "--", "--quiet", *args[at + 1 :]]
+
+
+def plugins(run: runfile.RunFile) -> tuple[str, ...]:
+    """What the kept run file names beside its own plugins."""
+    ours = (_PLUGIN, "lora_recipes.plugin.CpuPlugin")
+    return () if set(ours) & set(run.config.get("plugins") or []) else (_PLUGIN,)
+
+
+def _train(call: TrainCall) -> None:
+    """Start the trainer, or go on with it; nothing where this very run file was trained to its end."""
+    given = read(call.source, call.settings)
+    processes.require_accelerator(given.name, given.config.get("plugins"))
+    with files.claimed(given.output_dir) as claim:
+        if call.overwrite:
+            from lora_recipes.training import checkpoints
+
+            checkpoints.remove(given)
+        run = runfile.load(given.keep(plugins(given)))
+        if result_files.finished(run):
+            click.echo(f"{run.output_dir}: this run file was trained to its end; nothing to do.", err=True)
+            return
+        prepared.remove_unfinished(prepared.folder(run.config.get("dataset_prepared_path")))
+        click.echo(f"run file kept as {run.name}", err=True)
+        args = with_path(call.args, call.source, run.name)
+        if call.launched or not _alone():
+            # torchrun kills its processes 30 s after it was told to end, checkpoint or not, unless told otherwise.
+            os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(supervision.GRACE))
+            sys.argv[1:] = quietly(args)
+            return supervision.run(_axolotl_quietly)
+        # In this very process, which needs no supervision; its data loaders outlive it by seconds, without the claim.
+        held = [claim]  # emptied in a child: what it forks in turn has nothing to close
+        os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
+        sys.argv[1:] = [args[0], "--launcher", "python", *args[1:]]
+        return _axolotl_quietly()
+
+
+def _alone() -> bool:
+    """One device or none, and no settings of accelerate's own: its launcher would start one process."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    return torch.cuda.device_count() <= 1 and not os.path.isfile(default_config_file)
+
+
+def _axolotl_quietly() -> None:
+    """The trainer has said why it failed; the launcher's traceback adds nothing."""
+    from axolotl.cli.main import main as axolotl_main
+
+    try:
+        axolotl_main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode if error.returncode >= 0 else 128 - error.returncode)
+
+
+def _require_inputs(run: runfile.RunFile) -> None:
+    """What can be seen before Axolotl's half minute of start-up: the DeepSpeed file and local rows."""
+    deepspeed = run.config.get("deepspeed")
+    if isinstance(deepspeed, str) and not run.path(deepspeed).is_file():
+        raise run.error("deepspeed", f"there is no file {deepspeed}; take one of deepspeed_configs/.")
+    for key, part in (("datasets", "train"), ("test_datasets", "validation")):
+        entries = run.config.get(key) or []
+        if entries and all(
+            isinstance(entry.get("type"), dict) and run.path(entry["path"]).exists() for entry in entries
+        ):
+            rows.load_rows(run, part)
+
+
+def _require_plugins(run: runfile.RunFile) -> None:
+    """Axolotl logs a plugin that it cannot import and trains without it."""
+    for index, name in enumerate(run.config.get("plugins") or []):
+        if not isinstance(name, str):
+            raise run.error(f"plugins.{index}", f"expected the name of a plugin, found {name!r}.")
+        module = name.rpartition(".")[0]
+        try:
+            found = importlib.util.find_spec(module) if module else None
+        except ImportError:
+            found = None
+        if found is None:
+            raise run.error(f"plugins.{index}", f"{name} cannot be imported here; install it or delete the line.")

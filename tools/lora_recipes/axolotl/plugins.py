@@ -1,0 +1,185 @@
+"""Axolotl plugins: runs that survive, CPU support for recipes that name it, and the plain trainer inside Axolotl."""
+
+import functools
+import sys
+from typing import Any
+
+from lora_recipes.data import prepared
+from lora_recipes.results import result_files
+from lora_recipes.support import files, processes
+from lora_recipes.training import settings
+
+import click
+from axolotl.integrations.base import BasePlugin
+
+_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+
+
+class RunPlugin(BasePlugin):
+    """What a run needs to survive its machine and to be told of: our `axolotl train` adds it to every run file.
+
+    A seed that covers the adapter, a checkpoint on SIGTERM, special tokens in a row's texts as text, errors as
+    sentences, step lines, the check of the saved adapter, and result.json.
+    """
+
+    def register(self, cfg: Any) -> None:
+        _say_errors_in_a_sentence()
+        _columns_are_text()
+        cfg["dataset_prepared_path"] = str(prepared.folder(cfg.get("dataset_prepared_path")))
+        if processes.is_main():
+            from lora_recipes.training import checkpoints
+
+            checkpoints.set_aside_incomplete(_run_file(cfg))
+
+    def pre_lora_load(self, cfg: Any, model: Any) -> None:
+        """Axolotl seeds after the adapter is made, so that two runs of one file would differ."""
+        from transformers import set_seed
+
+        set_seed(settings.seed(_run_file(cfg)))
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        from lora_recipes.training.progress import StepLines
+        from lora_recipes.training.speed import Speed
+
+        return [StepLines(), Speed()]
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        from lora_recipes.training import checkpoints, memory
+
+        processes.one_device(trainer)
+        checkpoints.make_interruptible(trainer)
+        trainer.train = processes.enough_memory(memory.for_training(_run_file(cfg)))(trainer.train)
+        processes.require_world(trainer.args.world_size)
+        self.trainer, self.watch = trainer, result_files.Stopwatch()
+
+    def post_train_unload(self, cfg: Any) -> None:
+        """The adapter is saved: check it, and note how it was trained."""
+        from lora_recipes.models import adapters
+        from lora_recipes.training import trainer
+
+        if processes.is_main():
+            run = _run_file(cfg)
+            adapters.require(run.output_dir, run)
+            result_files.update(run, "training", trainer.section(run, self.trainer, self.watch))
+
+
+class CpuPlugin(RunPlugin):
+    """Makes Axolotl train on a CPU, in one process or several, with and without DeepSpeed.
+
+    A rehearsal of what a GPU would do: where Axolotl would take its fused LoRA kernels it rewrites the attention for
+    them here as well, and ends here as well where it cannot; only the kernels themselves, which need a GPU, are left
+    out. On a GPU it does what RunPlugin does.
+    """
+
+    def register(self, cfg: Any) -> None:
+        """Before validation: processes joined over gloo."""
+        super().register(cfg)
+        if not processes.on_cpu():
+            return
+        if cfg.get("bf16") is True:
+            processes.warn_of_emulated_bf16()
+        processes.join(deepspeed=bool(cfg.get("deepspeed")))
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Not about data: the last hook before the loader reads device_map, which Axolotl sets to the rank."""
+        if processes.on_cpu():
+            cfg.device_map = {"": "cpu"}
+
+    def post_lora_load(self, cfg: Any, model: Any) -> None:
+        """The attention may be rewritten by now: its layers get the projections that Axolotl has for kernels unused."""
+        if processes.on_cpu() and any(cfg.get(kernel) for kernel in _KERNELS):
+            from axolotl.monkeypatch.lora_kernels import apply_lora_kernel_patches
+
+            cfg.update(dict.fromkeys(_KERNELS, False))
+            apply_lora_kernel_patches(model, cfg)
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        """transformers wants to be told before it takes bf16 on a CPU; with DeepSpeed it must not be."""
+        return {"use_cpu": True} if processes.on_cpu() and not cfg.deepspeed and processes.world_size() == 1 else {}
+
+
+class PlainTrainerPlugin(BasePlugin):
+    """The plain trainer inside Axolotl: our rows, masks, batches and loss; Axolotl's model and saving.
+
+    Axolotl logs a plugin that cannot be imported and goes on with its own trainer; that this one
+    trains shows in its `rows, tokens` line and in result.json (`trainer: PlainTrainer`).
+    """
+
+    def register(self, cfg: Any) -> None:
+        _say_errors_in_a_sentence()
+        settings.require_supported(_run_file(cfg))
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
+        from lora_recipes.models import loading
+        from lora_recipes.training import batches, trainer
+
+        from axolotl.common.datasets import TrainDatasetMeta
+
+        if processes.on_cpu():
+            cfg.device_map = {"": "cpu"}  # this hook answers first: CpuPlugin's is not asked
+        run = _run_file(cfg)
+        tokenizer = loading.load_tokenizer(run)
+        self.train_rows = batches.tokenize(run, tokenizer, "train")
+        self.eval_rows = batches.tokenize(run, tokenizer, "validation")
+        assert self.train_rows is not None
+        trainer.report_rows(self.train_rows, self.eval_rows)
+        return TrainDatasetMeta(
+            train_dataset=self.train_rows.dataset,
+            eval_dataset=self.eval_rows.dataset if self.eval_rows else None,
+            total_num_steps=settings.total_steps(run, len(self.train_rows.dataset)),
+        )
+
+    def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> Any:
+        from lora_recipes.training import batches
+
+        def collator(tokenizer: Any, **kwargs: Any) -> batches.Collator:
+            return batches.Collator(tokenizer.pad_token_id)
+
+        return collator, {}
+
+    def get_trainer_cls(self, cfg: Any) -> Any:
+        from lora_recipes.training import trainer
+
+        return trainer.PlainTrainer
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        return {"label_names": ["labels"], "prediction_loss_only": True, "remove_unused_columns": False}
+
+
+def _columns_are_text() -> None:
+    """Rows reach the prompts that a run file spells out as prompts.as_text gives them, as in the plain trainer."""
+    from lora_recipes.data import prompts
+
+    from axolotl.prompt_strategies import user_defined
+
+    load = user_defined.load
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def loaded(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
+        strategy = load(tokenizer, *args, **kwargs)
+        fields = strategy.parse_instruction_fields
+        strategy.parse_instruction_fields = lambda row: fields(prompts.as_text(tokenizer, row))
+        return strategy
+
+    user_defined.load = loaded
+
+
+def _say_errors_in_a_sentence() -> None:
+    """A user's mistake found inside Axolotl's process, or a full disk, is a sentence: no traceback for it."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        said = error if isinstance(error, click.ClickException) else files.sentence(error, "the output folder")
+        if said:
+            said.show()
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _run_file(cfg: Any) -> Any:
+    from lora_recipes.config import runfile
+
+    return runfile.load(str(cfg.axolotl_config_path))

@@ -1,0 +1,116 @@
+"""Masks: which tokens carry loss, over every training row."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lora_recipes.check import parity
+from lora_recipes.check.parts import Part
+from lora_recipes.check.subject import Subject
+from lora_recipes.data import prompts
+
+
+@dataclass
+class Counts:
+    """Sums over the training rows."""
+
+    rows: int = 0
+    tokens: int = 0
+    trained: int = 0
+    """Tokens with loss."""
+    longest: int = 0
+    without: int = 0
+    """Rows without a trained token."""
+    on_prompt: int = 0
+    """Rows in which a token of the prompt is trained."""
+    endless: int = 0
+    """Whole rows in which the end of turn is not trained."""
+    cut: int = 0
+    """Rows over sequence_len."""
+
+
+def check(subject: Subject, training: list[Part], lengths: dict[str, list[int | None]]) -> Counts | None:
+    """Count what is trained and report what is not as meant; None where no row could be tokenized."""
+    parts = [part for part in training if part.examples]
+    if not parts:
+        return None
+    end = parity.end_of_turn(subject)
+    limit = int(subject.number("sequence_len", 512))
+    counts = Counts()
+    for part in parts:
+        known = lengths.get(part.key) or [None] * len(part.examples)
+        for example, length in zip(part.examples, known, strict=False):
+            _count(counts, example, length, end, limit, truncated=part.format is None)
+    _report(subject, counts, end, made_up=all(part.made_up for part in parts))
+    _judge(subject, counts, end)
+    return None if all(part.made_up for part in parts) else counts
+
+
+def _count(
+    counts: Counts, example: dict[str, list[int]], length: int | None, end: int | None, limit: int, truncated: bool
+) -> None:
+    labels = example["labels"]
+    masked = labels.count(prompts.IGNORED)
+    cut = len(labels) >= limit if truncated else len(labels) > limit
+    counts.rows += 1
+    counts.tokens += len(labels)
+    counts.trained += len(labels) - masked
+    counts.longest = max(counts.longest, len(labels))
+    counts.without += masked == len(labels)
+    counts.cut += cut
+    counts.endless += not cut and end not in labels[-8:]
+    if length:
+        counts.on_prompt += labels[:length].count(prompts.IGNORED) < length
+
+
+def _report(subject: Subject, counts: Counts, end: int | None, made_up: bool) -> None:
+    token = subject.tokenizer.decode([end]) if end is not None else "none"
+    value: dict[str, Any] = {**vars(counts), "share_trained": counts.trained / counts.tokens, "end_of_turn": token}
+    if made_up:
+        subject.report.fact("masks", value, f"of a made-up row: {counts.trained} of {counts.tokens} tokens are trained")
+        return
+    whole = counts.rows - counts.endless - counts.cut
+    subject.report.fact(
+        "masks",
+        value,
+        f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.trained / counts.tokens:.1%} of them trained",
+        f"longest row {counts.longest:,} tokens; {counts.cut:,} rows over sequence_len",
+        f"end of turn {token} trained in {whole:,} of {counts.rows - counts.cut:,} whole rows",
+    )
+
+
+def _judge(subject: Subject, counts: Counts, end: int | None) -> None:
+    limits, rows = subject.limits, counts.rows
+    if counts.without:
+        subject.error(
+            "no-trained-token", "train_on_inputs", f"{counts.without:,} of {rows:,} rows have no token with loss",
+            "an answer in every row", "look at one with --row, and mend the prompt or the rows",
+        )  # fmt: skip
+    elif counts.trained / counts.tokens < limits.trained:
+        subject.error(
+            "trained-share", "datasets", f"only {counts.trained / counts.tokens:.2%} of the tokens carry loss",
+            f"at least {limits.trained:.2%}", "shorten the prompt, or lower --min-trained if this is meant",
+        )  # fmt: skip
+    if counts.on_prompt and not subject.config.get("train_on_inputs"):
+        subject.error(
+            "prompt-trained", "train_on_inputs", f"tokens of the prompt carry loss in {counts.on_prompt:,} rows",
+            "loss on the answer only", "set train_on_inputs: true if this is meant, or mend the prompt",
+        )  # fmt: skip
+    if counts.endless and not counts.without:
+        token = subject.tokenizer.decode([end]) if end is not None else "an end token"
+        eos = subject.tokenizer.eos_token
+        subject.error(
+            "end-of-turn", "special_tokens",
+            f"{token}, which ends a turn in the chat template, is not trained in {counts.endless:,} of "
+            f"{rows - counts.cut:,} rows (the end token is {eos}): the model does not learn to stop",
+            f"{token} as the last trained token of every row",
+            f'set special_tokens.eos_token: "{token}", or eot_tokens: ["{token}"] with type: chat_template',
+        )  # fmt: skip
+    if counts.cut:
+        share = counts.cut / rows
+        done = "cut" if subject.config.get("excess_length_strategy") == "truncate" else "left out"
+        subject.find(
+            "error" if share > limits.cut else "warning", "cut-rows", "sequence_len",
+            f"{counts.cut:,} of {rows:,} rows ({share:.1%}) are over {int(subject.number('sequence_len', 512)):,} "
+            f"tokens and are {done}; the longest has {counts.longest:,}",
+            f"at most {limits.cut:.0%} of them", "raise sequence_len or shorten the rows",
+        )  # fmt: skip

@@ -1,0 +1,143 @@
+"""Prompt parity: what the model is asked at evaluation is, token by token, the beginning of what it is trained on."""
+
+from typing import Any
+
+from lora_recipes.check import parts
+from lora_recipes.check.parts import Part
+from lora_recipes.check.subject import Subject
+from lora_recipes.data import prompts
+
+_MARK = "the-answer"
+
+
+def check(subject: Subject, training: list[Part]) -> dict[str, list[int | None]]:
+    """Compare every row; gives the length of each row's prompt in tokens, None where the two differ."""
+    _same_system_prompt(subject)
+    lengths: dict[str, list[int | None]] = {}
+    if subject.tokenizer is None:
+        return lengths
+    if not subject.tokenizer.chat_template:
+        subject.report.fact("prompt", None, "the base model has no chat template: asked as the run file spells it out")
+    for part in training:
+        if part.examples:
+            lengths[part.key] = _compare(subject, part)
+    return lengths
+
+
+def _compare(subject: Subject, part: Part) -> list[int | None]:
+    tokenizer, lengths = subject.tokenizer, list[int | None]()
+    first: tuple[int, list[int]] | None = None
+    begin = ""  # the begin token that the template writes and the tokenizer adds by itself
+    for number, (row, example) in enumerate(zip(part.rows, part.examples, strict=False)):
+        asked = _asked(subject, part, row)
+        if asked is None:
+            return []
+        ids = example["input_ids"]
+        text = part.format.prompt(row) if part.format else ""
+        if text and number and asked == begin + text:  # the same text gives the same tokens
+            lengths.append(_prompt_length(example))
+            continue
+        tokens = _ids(tokenizer, asked)
+        same = ids[: len(tokens)] == tokens
+        begin = asked.removesuffix(text) if same else begin
+        lengths.append(len(tokens) if same else None)
+        first = first if same or first else (number, tokens)
+    differing = sum(length is None for length in lengths)
+    if first:
+        _differ(subject, part, first, differing)
+    elif tokenizer.chat_template:
+        words = "a made-up row" if part.made_up else f"all {len(lengths):,} rows"
+        text = f"the evaluation prompt begins the training text, token by token, in {words}"
+        subject.report.fact("prompt", True, text)
+    return lengths
+
+
+def _asked(subject: Subject, part: Part, row: dict[str, Any]) -> str | None:
+    """The prompt at evaluation; None (said once) where the template refuses it or there is none."""
+    tokenizer = subject.tokenizer
+    options = subject.config.get("chat_template_kwargs")
+    options = options if isinstance(options, dict) else {}
+    try:
+        if part.format:
+            return prompts.chat_prompt(tokenizer, part.format, row, options)
+        if not tokenizer.chat_template:
+            return None
+        turns = parts.messages(part, row)
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options))
+    except Exception as error:  # a template may raise anything about the turns that it is given
+        words = f"the chat template refuses the prompt ({' '.join(str(error).split())[:160]})"
+        if part.format and not part.made_up:
+            fix = "leave out what the template does not take, or write a chat_template that takes it"
+            subject.error("prompt-parity", f"{part.key}.type", words, "a prompt that evaluation can ask", fix)
+        else:
+            subject.report.skip(f"{part.key} prompt parity", words)
+        return None
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"])
+
+
+def _prompt_length(example: dict[str, list[int]]) -> int:
+    """Tokens before the first label; 0 with train_on_inputs, where the whole row carries loss."""
+    labels = example["labels"]
+    return next((n for n, label in enumerate(labels) if label != prompts.IGNORED), len(labels))
+
+
+def _differ(subject: Subject, part: Part, first: tuple[int, list[int]], differing: int) -> None:
+    number, tokens = first
+    ids = part.examples[number]["input_ids"]
+    length = _prompt_length(part.examples[number]) or len(tokens) + 8
+    where = "a made-up row" if part.made_up else f"row {number + 1} of {len(part.rows):,}, {differing:,} in all"
+    same = next((n for n, (a, b) in enumerate(zip(ids, tokens, strict=False)) if a != b), min(len(ids), len(tokens)))
+    subject.error(
+        "prompt-parity",
+        f"{part.key}.type",
+        f"trained on another prompt than asked, from token {same + 1} on ({where})\n"
+        f"trained {subject.tokenizer.decode(ids[:length])!r}\n"
+        f"asked   {subject.tokenizer.decode(tokens)!r}",
+        "the evaluation prompt is the beginning of the training text, token by token",
+        "spell the chat template out under type: (system_format, format, no_input_format), as the recipes do"
+        if not part.format
+        else "write system_format, format and no_input_format as the model's chat template has them",
+    )
+
+
+def _same_system_prompt(subject: Subject) -> None:
+    """Training and validation rows with different system prompts are two tasks."""
+    trained = {_system(entry) for entry in subject.entries("datasets")}
+    for index, entry in enumerate(subject.entries("test_datasets")):
+        system = _system(entry)
+        if system is None or None in trained or not trained or system in trained:
+            continue
+        shown = "\n".join(f"trained {one!r}" for one in sorted(trained, key=str))
+        subject.error(
+            "system-prompt",
+            f"test_datasets.{index}.type.system_prompt",
+            f"evaluation has another system prompt than training\n{shown}\nasked   {system!r}",
+            "one system prompt",
+            "write the same text in datasets and test_datasets",
+        )
+
+
+def _system(entry: dict[str, Any]) -> str | None:
+    kind = entry.get("type")
+    return str(kind.get("system_prompt") or "") if isinstance(kind, dict) else None
+
+
+def end_of_turn(subject: Subject) -> int | None:
+    """The token that ends the assistant's turn in the chat template; the tokenizer's end token without one."""
+    tokenizer = subject.tokenizer
+    options = subject.config.get("chat_template_kwargs")
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _MARK}]
+    if tokenizer.chat_template:
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, **(options if isinstance(options, dict) else {})
+            )
+            after = tokenizer(text.rpartition(_MARK)[2].lstrip(), add_special_tokens=False)["input_ids"]
+            special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+            return next((token for token in after if token in special), tokenizer.eos_token_id)
+        except Exception:  # the template refuses these turns: the end token has to do
+            return tokenizer.eos_token_id
+    return tokenizer.eos_token_id

@@ -1,0 +1,88 @@
+"""All checks of one run file, in an order in which each can use what the ones before have found."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lora_recipes.check import (
+    arithmetic,
+    inputs,
+    leaks,
+    loading,
+    machine,
+    masks,
+    parity,
+    parts,
+    secrets,
+    structure,
+    targets,
+    traps,
+)
+from lora_recipes.check.findings import Finding, Report
+from lora_recipes.check.subject import Limits, Subject
+from lora_recipes.check.validation import Axolotl
+
+import click
+
+
+def run(
+    source: str | Path, axolotl: Axolotl, model_dir: Path | None = None, limits: Limits | None = None
+) -> tuple[Subject, list[parts.Part]]:
+    """Check a run file; gives the subject with its report, and the training rows for a view of them.
+
+    Raises click.ClickException when the file is no YAML mapping at all.
+    """
+    subject = Subject(source, model_dir, limits)
+    _guarded(subject, "Axolotl's validation", axolotl.ask_validation)  # it imports while the rest goes on
+    for module in (structure, secrets, inputs, traps, machine, targets, loading):
+        _guarded(subject, module.__name__.rpartition(".")[2], module.check)
+    training = _guarded(subject, "rows", lambda one: parts.load(one, "datasets", axolotl)) or []
+    lengths = _guarded(subject, "parity", lambda one: parity.check(one, training)) or {}
+    counts = _guarded(subject, "masks", lambda one: masks.check(one, training, lengths))
+    rows = (counts.rows, counts.tokens) if counts else (_rows(training), None)
+    _guarded(subject, "arithmetic", lambda one: arithmetic.check(one, *rows))
+    _guarded(subject, "leakage", lambda one: _leakage(one, training))
+    _guarded(subject, "Axolotl's validation", axolotl.check)
+    return subject, training
+
+
+def _guarded(subject: Subject, name: str, check: Callable[[Subject], Any]) -> Any:
+    """A check that fails on a file nobody thought of must not hide what the others find, nor pass for one that ran."""
+    try:
+        return check(subject)
+    except Exception as error:
+        words = error.message if isinstance(error, click.ClickException) else f"{type(error).__name__}: {error}"
+        subject.error(
+            "check-failed",
+            "the file",
+            f"the check of {name} itself failed ({' '.join(words.split())[:300]})",
+            "an answer; what it looks for is not known now",
+            "mend what the words name, if it is the file; otherwise please report it with the file",
+        )
+    return None
+
+
+def _rows(training: list[parts.Part]) -> int | None:
+    found = [len(part.rows) for part in training if not part.made_up]
+    return sum(found) if found else None
+
+
+def _leakage(subject: Subject, training: list[parts.Part]) -> None:
+    trained = [question for part in training if not part.made_up for question in part.questions]
+    if not trained:
+        return
+    evaluation = {}
+    for name, found in (("validation", parts.load(subject, "test_datasets")), ("test", parts.load_test(subject))):
+        questions = [question for part in found if not part.made_up for question in part.questions]
+        if questions:
+            evaluation[name] = questions
+    leaks.check(subject, trained, evaluation)
+
+
+def failed(source: str | Path, error: click.ClickException) -> Report:
+    """The report of a file that is no YAML mapping."""
+    report = Report("stdin" if source == "-" else str(source))
+    report.findings.append(
+        Finding("error", "yaml", "the file", None, error.message, "a YAML mapping of Axolotl keys", "mend the file")
+    )
+    return report

@@ -1,0 +1,166 @@
+"""Secrets in the file, which are never repeated; code and weights that run on loading; logins that are missing."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lora_recipes.check.findings import Finding
+from lora_recipes.check.subject import Subject
+from lora_recipes.config import scrubbing, yamlfile
+from lora_recipes.results import tracking
+
+import click
+
+_NAME = re.compile(
+    r"(?:.*_)?(?:secret|password|passwd|api_?key|secret_key)s?"
+    r"|(?:.*_)?(?:hf|hub|auth|access|api|bot|bearer|github|gitlab|wandb|mlflow|tracking)_token|token",
+    re.IGNORECASE,
+)
+_NO_SECRET = re.compile(r"[$<{].*|your.*|x+|\*+|true|false|none|null|changeme", re.IGNORECASE)
+_PICKLED = (".bin", ".pt", ".pth")
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state")
+
+
+def check(subject: Subject) -> None:
+    """Tokens anywhere in the text, trust_remote_code, pickled weights, and no login where one is needed."""
+    _tokens(subject)
+    _remote_code(subject)
+    _pickled(subject)
+    _hub_login(subject)
+    _tracker_login(subject)
+
+
+def _tokens(subject: Subject) -> None:
+    keys = {line: yamlfile.dotted(path) for path, line in subject.given.document.lines.items()}
+    said: dict[int, list[str]] = {}
+    for line, text in enumerate(subject.given.text.splitlines(), 1):
+        for kind, secret in scrubbing.secrets_in(text):
+            said.setdefault(line, []).append(secret)
+            _found(subject, keys.get(line, f"line {line}"), line, kind, len(secret))
+    for path, value in _texts(subject.config, ()):
+        line = subject.given.document.line(path)
+        named = _NAME.fullmatch(str(path[-1]))
+        if named and value and not _NO_SECRET.fullmatch(value) and not any(one in value for one in said.get(line, [])):
+            _found(subject, yamlfile.dotted(path), line, "a text under a key for a secret", len(value))
+
+
+def _texts(node: Any, path: yamlfile.Path) -> Iterator[tuple[yamlfile.Path, str]]:
+    """All text values below a node with their paths."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _texts(value, (*path, str(key)))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _texts(value, (*path, index))
+    elif isinstance(node, str) and path:
+        yield path, node.strip()
+
+
+def _found(subject: Subject, key: str, line: int, kind: str, length: int) -> None:
+    finding = Finding(
+        "error",
+        "secret",
+        key,
+        line,
+        f"{kind}, {length} characters" if kind != "a private key" else kind,
+        "no secret in a file that is copied, committed and logged",
+        "delete it here, revoke it where it was issued, and give the new one through the environment or a login",
+    )
+    subject.report.findings.append(finding)
+
+
+def _remote_code(subject: Subject) -> None:
+    places = [("trust_remote_code", subject.config)]
+    for key in ("datasets", "test_datasets", "pretraining_dataset"):
+        value = subject.config.get(key)
+        for index, entry in enumerate(value if isinstance(value, list) else []):
+            places.append((f"{key}.{index}.trust_remote_code", entry))
+    for key, holder in places:
+        if isinstance(holder, dict) and holder.get("trust_remote_code") is True:
+            subject.error(
+                "trust-remote-code",
+                key,
+                "true: code from the repository runs with your rights and your tokens",
+                "false",
+                "delete it if transformers knows this model; otherwise read the code and pin its revision",
+            )
+
+
+def _pickled(subject: Subject) -> None:
+    for key in ("base_model", "lora_model_dir"):
+        folder = subject.config.get(key)
+        path = subject.given.path(folder) if isinstance(folder, str) and "://" not in folder else Path()
+        if not isinstance(folder, str) or not os.path.isdir(path):
+            continue
+        files = [file for file in sorted(path.iterdir()) if not file.name.startswith(_NO_WEIGHTS)]
+        pickled = [file.name for file in files if file.suffix in _PICKLED]
+        if pickled and not any(file.suffix in (".safetensors", ".gguf") for file in files):
+            subject.error(
+                "pickled-weights",
+                key,
+                f"{folder} holds {pickled[0]} and no safetensors: loading a pickle can run any code",
+                "weights as *.safetensors",
+                "take the safetensors revision of the model, or convert the weights on a machine without secrets",
+            )
+    if subject.config.get("save_safetensors") is False:
+        subject.error(
+            "pickled-weights",
+            "save_safetensors",
+            "false: the weights would be saved as pickles",
+            "safetensors",
+            "delete the key",
+        )
+
+
+def _hub_login(subject: Subject) -> None:
+    """Axolotl pushes to hub_model_id at each save and at the end, whatever hub_strategy says."""
+    target = subject.config.get("hub_model_id")
+    if not isinstance(target, str) or not target:
+        return
+    try:
+        from huggingface_hub import get_token
+    except ImportError:
+        return subject.report.skip("hub login", "huggingface_hub is not installed here")
+    if not get_token():
+        subject.error(
+            "hub-login",
+            "hub_model_id",
+            f"the adapter is to be pushed to {target}, and there is no Hugging Face login here",
+            "a login, or no push",
+            "run `hf auth login` or set HF_TOKEN where it trains, or delete hub_model_id",
+        )
+    return None
+
+
+def _tracker_login(subject: Subject) -> None:
+    if tracking.wanted(subject.given):
+        try:
+            tracking.require_login(subject.given)
+        except click.ClickException:
+            subject.error(
+                "tracker-login",
+                "wandb_project" if subject.config.get("wandb_project") else "wandb_mode",
+                "scores are to go to Weights & Biases, and no login is here: Axolotl fails after loading the model",
+                "a login, or wandb_mode: offline",
+                "run `wandb login`, or write wandb_mode: offline",
+            )
+        except Exception as error:  # not installed, or a settings file that it cannot read
+            subject.report.skip("tracker login", f"wandb cannot be asked ({type(error).__name__})")
+    _other_tracker(subject, "comet", bool(subject.config.get("comet_project_name")), "~/.comet.config")
+    _other_tracker(subject, "swanlab", bool(subject.config.get("swanlab_project")), "~/.swanlab/.netrc")
+
+
+def _other_tracker(subject: Subject, name: str, wanted: bool, login: str) -> None:
+    config, variable = subject.config, f"{name.upper()}_API_KEY"
+    off = config.get(f"{name}_mode") in ("offline", "local", "disabled") or config.get(f"{name}_online") is False
+    keyed = config.get(f"{name}_api_key") or os.environ.get(variable) or Path(login).expanduser().exists()
+    if (config.get(f"use_{name}") is True or wanted) and not off and not keyed:
+        subject.warning(
+            "tracker-login",
+            f"use_{name}" if f"use_{name}" in config else next(key for key in config if str(key).startswith(name)),
+            f"scores are to go to {name}, and no login is found here",
+            f"a login, or {name}_mode: offline",
+            f"log in, or set {variable} where it trains",
+        )

@@ -1,0 +1,67 @@
+"""Keys: unknown, doubled, of the wrong type, dead in the pinned Axolotl or dropped in its newest release."""
+
+from typing import Any
+
+from lora_recipes.check.findings import Finding
+from lora_recipes.check.subject import Subject
+from lora_recipes.config import keys, runfile, yamlfile
+
+_EXPECTED = {
+    "duplicate-key": "each key once",
+    "text-number": "a number",
+    "unknown-key": "a key of Axolotl",
+    "wrong-type": "the type that Axolotl gives the key",
+}
+
+
+def check(subject: Subject) -> None:
+    """Unknown keys at any level, duplicates, text where a number is meant, missing and dropped keys."""
+    document = subject.given.document
+    known, complete = keys.known_to(subject.config.get("plugins"))
+    problems = [*document.problems, *runfile.key_problems(document, (), document.data, known)]
+    as_text = {problem.path for problem in problems if problem.kind == "text-number"}
+    for problem in problems:
+        if problem.kind == "wrong-type" and problem.path in as_text:
+            continue  # one mistake, one finding
+        severity = "error" if complete or problem.kind != "unknown-key" or len(problem.path) > 1 else "warning"
+        _add(subject, severity, problem)
+    for key in runfile.NEEDED:
+        if not subject.config.get(key) and key != "datasets":
+            subject.error("missing-key", key, "it is not in the file", "a value", "see recipes/ for examples")
+    _dropped(subject)
+    table = keys.table()
+    subject.report.fact(
+        "keys", len(document.lines), f"{len(subject.config)} at the top level, held against Axolotl {table['axolotl']}"
+    )
+
+
+def _add(subject: Subject, severity: str, problem: yamlfile.Problem) -> None:
+    subject.report.findings.append(
+        Finding(
+            severity,
+            problem.kind,
+            yamlfile.dotted(problem.path),
+            problem.line,
+            problem.found,
+            _EXPECTED[problem.kind],
+            problem.fix,
+        )
+    )
+
+
+def _dropped(subject: Subject) -> None:
+    newest = keys.table()["newest"]
+    for key in sorted(set(subject.config) & set(newest["dropped"])):
+        subject.warning(
+            "dropped-key",
+            key,
+            f"Axolotl {newest['axolotl']} no longer has this key and would ignore it",
+            f"a key that both Axolotl {keys.table()['axolotl']} and {newest['axolotl']} have",
+            newest["dropped"][key] or "stay with the pinned Axolotl, or delete it",
+        )
+
+
+def unknown_keys(subject: Subject) -> set[str]:
+    """The known keys nearest to the unknown ones: what a missing key was probably meant to be."""
+    found: Any = [one.key for one in subject.report.findings if one.check == "unknown-key"]
+    return {keys.nearest(key, keys.schema()).partition("'")[2].partition("'")[0] for key in found}

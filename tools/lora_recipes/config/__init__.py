@@ -1,0 +1,1 @@
+"""Axolotl's keys and the files that hold them; changes with Axolotl's schema."""

@@ -1,0 +1,163 @@
+"""The one definition of prompt and mask: what a model reads, what it is asked, which tokens carry loss.
+
+A data set's `type:` in the run file is Axolotl's mapping of formats and columns. For one row it gives
+the prompt text; the answer follows and is closed by the tokenizer's end token. The prompt and the
+answer are tokenized apart, so that the prompt at evaluation is the same tokens as in training.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lora_recipes.config.runfile import RunFile
+
+IGNORED = -100
+"""The label of a token without loss, as in torch's cross-entropy."""
+
+_BREAK = "\u200b"
+
+_DEFAULTS = {  # of axolotl 0.19, prompt_strategies/user_defined.py
+    "system_prompt": "",
+    "field_system": "system",
+    "field_instruction": "instruction",
+    "field_input": "input",
+    "field_output": "output",
+    "format": "{instruction} {input} ",
+    "no_input_format": "{instruction} ",
+    "system_format": "{system}",
+}
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How the columns of a row become the text before the answer."""
+
+    system_prompt: str
+    field_system: str
+    field_instruction: str
+    field_input: str
+    field_output: str
+    format: str
+    no_input_format: str
+    system_format: str
+
+    def prompt(self, row: dict[str, Any]) -> str:
+        """The text before the answer, as Axolotl builds it."""
+        system = row.get(self.field_system, self.system_prompt)
+        before = self.system_format.format(system=system) if system else ""
+        if extra := row.get(self.field_input):
+            return before + self.format.format(instruction=row[self.field_instruction], input=extra)
+        return before + self.no_input_format.format(instruction=row[self.field_instruction])
+
+    def messages(self, row: dict[str, Any]) -> list[dict[str, str]]:
+        """The same question for a chat template: the user turn runs from the first column to the last."""
+        system = row.get(self.field_system, self.system_prompt)
+        turns = [{"role": "system", "content": system}] if system else []
+        extra = row.get(self.field_input)
+        text = self.format if extra else self.no_input_format
+        asked = re.search(r"\{(instruction|input)\}(.*\{(instruction|input)\})?", text, re.S)
+        turn = asked.group().format(instruction=row[self.field_instruction], input=extra) if asked else ""
+        return [*turns, {"role": "user", "content": turn}]
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The columns that every row must have."""
+        return self.field_instruction, self.field_output
+
+
+def prompt_format(run: RunFile, index: int = 0, key: str = "datasets") -> PromptFormat:
+    """The format of one data set of a run file.
+
+    Raises click.ClickException for a `type:` that is a name: only Axolotl itself knows those.
+    """
+    kind = run.config[key][index].get("type")
+    if not isinstance(kind, dict):
+        raise run.error(
+            f"{key}.{index}.type",
+            f"{kind!r} is a format built into Axolotl; spell the prompt out as a mapping "
+            "(system_format, no_input_format, field_instruction, field_output), as the recipes do.",
+        )
+    if strange := set(kind) - set(_DEFAULTS):
+        name = sorted(strange)[0]
+        raise run.error(f"{key}.{index}.type.{name}", "not part of a question/answer prompt; delete it.")
+    known = {name: value for name, value in kind.items() if value is not None}  # Axolotl drops null
+    return PromptFormat(**{**_DEFAULTS, **known})
+
+
+def as_text(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with each special token in its texts broken by a zero-width space after its first character.
+
+    What a user wrote cannot end a turn or begin one: special tokens come from the run file's formats and the chat
+    template alone. A text without them stays as it is.
+    """
+    pattern = _special_tokens(tuple(sorted(_specials(tokenizer))))
+    if pattern is None:
+        return row
+    return {
+        name: pattern.sub(lambda found: found[0][0] + _BREAK + found[0][1:], value) if isinstance(value, str) else value
+        for name, value in row.items()
+    }
+
+
+def _specials(tokenizer: Any) -> set[str]:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+
+
+@functools.lru_cache(maxsize=8)
+def _special_tokens(tokens: tuple[str, ...]) -> "re.Pattern[str] | None":
+    longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a prompt, without an end token."""
+    return list(tokenizer(text)["input_ids"])
+
+
+def answer_ids(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of an answer and the end token, without a begin token."""
+    return _ended(tokenizer, tokenizer(text)["input_ids"])
+
+
+def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        ids = [*ids, tokenizer.eos_token_id]
+    return ids[1:] if ids[0] == tokenizer.bos_token_id else ids
+
+
+def example(tokenizer: Any, fmt: PromptFormat, row: dict[str, Any], on_prompt: bool = False) -> dict[str, list[int]]:
+    """One row as `input_ids` and `labels` of equal length; the prompt carries loss only `on_prompt`."""
+    return examples(tokenizer, fmt, [row], on_prompt)[0]
+
+
+def examples(
+    tokenizer: Any, fmt: PromptFormat, rows: list[dict[str, Any]], on_prompt: bool = False
+) -> list[dict[str, list[int]]]:
+    """As `example`, all rows at once: the tokenizer works on them in parallel."""
+    if not rows:
+        return []
+    rows = [as_text(tokenizer, row) for row in rows]
+    asked = tokenizer([fmt.prompt(row) for row in rows])["input_ids"]
+    answers = tokenizer([row[fmt.field_output] for row in rows])["input_ids"]
+    made = []
+    for prompt, ids in zip(asked, answers, strict=True):
+        answer = _ended(tokenizer, ids)
+        labels = (prompt if on_prompt else [IGNORED] * len(prompt)) + answer
+        made.append({"input_ids": prompt + answer, "labels": labels})
+    return made
+
+
+def chat_prompt(
+    tokenizer: Any, fmt: PromptFormat, row: dict[str, Any], template_kwargs: dict[str, Any] | None = None
+) -> str:
+    """The prompt at evaluation: through the chat template, or the run file's format without one.
+
+    `template_kwargs` is the run file's chat_template_kwargs: what the template takes beside the turns.
+    """
+    row = as_text(tokenizer, row)
+    if not getattr(tokenizer, "chat_template", None):
+        return fmt.prompt(row)
+    options = {"tokenize": False, "add_generation_prompt": True, **(template_kwargs or {})}
+    return str(tokenizer.apply_chat_template(fmt.messages(row), **options))

@@ -1,0 +1,111 @@
+"""The questions of an evaluation as tokens, and what identifies the answers to them."""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_recipes.config.runfile import RunFile
+from lora_recipes.data import prompts, rows
+from lora_recipes.models import adapters, shards
+
+_MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".gguf"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row of a split: its place from 0, its texts, its prompt and its reference answer as tokens."""
+
+    row: int
+    question: str
+    reference: str
+    prompt_ids: list[int]
+    reference_ids: list[int]
+    """With the end token."""
+
+
+def load(run: RunFile, tokenizer: Any, split: str) -> tuple[list[Question], str]:
+    """The questions of a split, and where asking differs from training: '' when it does not.
+
+    Asked is through the model's chat template, trained through the run file's format (defect S3 of the
+    reference projects): the second value shows the first row in which the tokens differ.
+    Raises click.ClickException for rows that cannot be read and a template that refuses the prompt.
+    """
+    found: list[Question] = []
+    disparity = ""
+    for part, fmt in rows.load_parts(run, split):
+        for row in part:
+            ids = _asked(run, tokenizer, fmt, row)
+            text = prompts.as_text(tokenizer, row)
+            trained = prompts.prompt_ids(tokenizer, fmt.prompt(text))
+            if ids != trained and not disparity:
+                disparity = f"asked {tokenizer.decode(ids)!r}, trained {tokenizer.decode(trained)!r}"
+            reference_ids = prompts.answer_ids(tokenizer, text[fmt.field_output])
+            found.append(Question(len(found), row[fmt.field_instruction], row[fmt.field_output], ids, reference_ids))
+    if not found:
+        raise run.error("test_datasets", f"missing: the run file has no {split} rows; name another --split.")
+    return found, disparity
+
+
+def _asked(run: RunFile, tokenizer: Any, fmt: prompts.PromptFormat, row: dict[str, Any]) -> list[int]:
+    import jinja2
+
+    if not tokenizer.chat_template:
+        return prompts.prompt_ids(tokenizer, fmt.prompt(prompts.as_text(tokenizer, row)))
+    try:
+        text = prompts.chat_prompt(tokenizer, fmt, row, run.config.get("chat_template_kwargs"))
+    except jinja2.TemplateError as error:
+        raise run.error(
+            "datasets.0.type", f"the model's chat template refuses the prompt: {error}; change the prompt."
+        ) from None
+    # The template writes the begin token itself where the model has one.
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def end_tokens(run: RunFile, tokenizer: Any) -> list[int]:
+    """Every token that ends a turn: those of the model's generation config and the tokenizer's end token."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        named = GenerationConfig.from_pretrained(run.model()).eos_token_id
+    except OSError:
+        named = AutoConfig.from_pretrained(run.model(), trust_remote_code=False).eos_token_id
+    ends = named if isinstance(named, list) else [named]
+    return sorted({token for token in [*ends, tokenizer.eos_token_id] if token is not None})
+
+
+def hashes(settings: dict[str, Any], questions: list[Question]) -> dict[int, str]:
+    """Row -> a hash over everything that determines its answer: the settings, its prompt, its reference."""
+    return {
+        question.row: _digest([settings, question.prompt_ids, question.reference, question.reference_ids])[:16]
+        for question in questions
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def adapter_identity(folder: Path) -> str:
+    """A hash of an adapter's weights and of the settings that they are applied with."""
+    config = json.loads((folder / adapters.FILES[1]).read_text(encoding="utf-8"))
+    applied = {
+        key: sorted(value, key=str) if isinstance(value, list) else value
+        for key, value in config.items()
+        if key not in ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+    }
+    return _digest([shards.sha256(folder / adapters.FILES[0]), applied])
+
+
+@functools.cache
+def model_identity(model: str) -> str:
+    """A hash of a local model's files, wherever the folder lies; the commit of a model on the Hub."""
+    folder = Path(model)
+    if folder.is_dir():
+        paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _MODEL_FILES]
+        return f"sha256:{_digest([[path.name, shards.sha256(path)] for path in paths])}"
+    from transformers import AutoConfig
+
+    return f"{model}@{AutoConfig.from_pretrained(model, trust_remote_code=False)._commit_hash}"

@@ -1,0 +1,1 @@
+"""Questions asked and scored; changes with the metrics and tasks."""

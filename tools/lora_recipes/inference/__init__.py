@@ -1,0 +1,1 @@
+"""Answers and log-likelihoods of a loaded model; changes with how they are made fast."""

@@ -1,0 +1,155 @@
+"""Tokenizer, base model and adapter of a run file, loaded the way Axolotl 0.19 loads them."""
+
+from pathlib import Path
+from typing import Any
+
+from lora_recipes.config.runfile import RunFile
+from lora_recipes.support import libraries, processes
+
+import click
+
+_UNREAD = (
+    *("revision_of_model", "model_revision", "base_model_config", "tokenizer_config", "tokenizer_use_mistral_common"),
+    *("overrides_of_model_config", "overrides_of_model_kwargs", "added_tokens_overrides", "tokens"),
+    *("load_in_8bit", "gptq", "model_quantization_config"),
+)
+"""Keys with which Axolotl loads another model or tokenizer than is loaded here."""
+
+
+def require_read(run: RunFile) -> None:
+    """Raises click.ClickException for a key that makes Axolotl train another model than is loaded here."""
+    for key in _UNREAD:
+        if run.config.get(key) not in (None, False, [], {}, run.config["base_model"]):
+            raise run.error(
+                key,
+                "Axolotl loads another model or tokenizer for it, these tools do not; delete the key to use "
+                f"{run.config['base_model']} as it is, or name a folder with the model and the tokenizer that are "
+                "meant under base_model.",
+            )
+
+
+def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
+    """The base model's tokenizer with the run file's special tokens and chat template.
+
+    Raises click.ClickException for a token or a template that is not to be had, and as require_read does.
+    """
+    from transformers import AutoTokenizer
+
+    require_read(run)
+    with _plain_errors(run):
+        tokenizer = AutoTokenizer.from_pretrained(run.model(), trust_remote_code=False)
+    for name, token in (run.config.get("special_tokens") or {}).items() if special_tokens else ():
+        if name != "additional_special_tokens" and token not in tokenizer.get_vocab():
+            raise run.error(
+                f"special_tokens.{name}",
+                f"{token!r} is not a token of {run.config['base_model']}; take one that it has.",
+            )
+        setattr(tokenizer, name, token)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    _set_chat_template(run, tokenizer)
+    return tokenizer
+
+
+def _set_chat_template(run: RunFile, tokenizer: Any) -> None:
+    """The run file's chat template, which is then saved beside the adapter; without one the model's own."""
+    name, text = run.config.get("chat_template"), run.config.get("chat_template_jinja")
+    if text and name in (None, "jinja"):  # Axolotl, too, takes a text without a name for jinja
+        tokenizer.chat_template = text
+    elif name and not (name == "tokenizer_default" and tokenizer.chat_template and not text):
+        reasons = {
+            "jinja": "chat_template_jinja is missing",
+            "tokenizer_default": "this takes the base model's own template, and either it has none or the file has one",
+        }
+        raise run.error(
+            "chat_template",
+            f"{reasons.get(name, f'{name} is a template inside Axolotl')}; spell the template out with "
+            "chat_template: jinja and chat_template_jinja, or delete the key.",
+        )
+
+
+def dtype_of(run: RunFile) -> Any:
+    """The dtype of the base weights, as Axolotl takes it from bf16 and fp16."""
+    import torch
+
+    if run.config.get("bf16") in (True, "full"):
+        return torch.bfloat16
+    if run.config.get("bf16") == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float16 if run.config.get("fp16") is True else torch.float32
+
+
+def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) -> Any:
+    """The base model in the run file's dtype, on this process's device; in 4 bit where the run file says so.
+
+    `quantized=False` gives the full-precision base of a QLoRA run.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    require_read(run)
+    dtype = dtype or dtype_of(run)
+    if dtype == torch.bfloat16:
+        processes.warn_of_emulated_bf16()
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    if run.config.get("attn_implementation"):
+        options["attn_implementation"] = run.config["attn_implementation"]
+    if run.config.get("load_in_4bit") if quantized is None else quantized:
+        options["quantization_config"] = four_bit(dtype)
+    if not is_deepspeed_zero3_enabled():  # which shards the weights as they are read
+        options["device_map"] = {"": "cpu" if processes.on_cpu() else int(processes.local_rank())}
+    with _plain_errors(run):
+        model = AutoModelForCausalLM.from_pretrained(run.model(), **options)
+    model.config.use_cache = True
+    return model
+
+
+def four_bit(compute_dtype: Any) -> Any:
+    """NF4 with double quantization, as Axolotl's `adapter: qlora`."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=torch.bfloat16,
+    )
+
+
+def load_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """A PeftModel around the base, or one more adapter on a PeftModel, with the folder's weights."""
+    from peft import PeftModel
+
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+            return model
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    except (RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise click.ClickException(f"{folder}: the adapter does not fit this base model: {words}") from None
+
+
+class _plain_errors:
+    """transformers' errors about a model that cannot be had, as one sentence."""
+
+    def __init__(self, run: RunFile) -> None:
+        self.run = run
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (OSError, ImportError, ValueError, KeyError)):
+            words = libraries.reason(error)
+            remedy = (
+                "run `make setup`"
+                if str(self.run.config["base_model"]).startswith(".cache")
+                else "log in and check the name, or give a local folder"
+            )
+            raise self.run.error(
+                "base_model", f"{self.run.config['base_model']} cannot be loaded; {remedy}. ({words})"
+            ) from None

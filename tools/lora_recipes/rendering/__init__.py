@@ -1,0 +1,1 @@
+"""From a recipe and a variant to a run file; changes with the templates."""

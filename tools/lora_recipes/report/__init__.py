@@ -1,0 +1,1 @@
+"""Tables, plots and pages; changes with what a reader wants to see."""

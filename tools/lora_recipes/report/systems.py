@@ -1,0 +1,162 @@
+"""Systems as a report reads them: result files, logged losses, and the figures that others published."""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT
+from lora_recipes.rendering import render
+from lora_recipes.results import result_files
+from lora_recipes.support import files
+
+import click
+
+PUBLISHED = ROOT / "results" / "published.json"
+_ABSOLUTE = re.compile(r"(?<![\w./:~-])/(?:[\w.+@~-]+/)*[\w.+@~-]+")
+
+
+@dataclass(frozen=True)
+class System:
+    """One system's result file and the losses that were logged while it was trained."""
+
+    path: Path
+    result: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> str:
+        return str(self.result["recipe"])
+
+    @property
+    def name(self) -> str:
+        return str(self.result["variant"])
+
+    def section(self, kind: str) -> dict[str, Any]:
+        found = self.result.get(kind)
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The scores of evaluation and benchmark under their names."""
+        return {**(self.section("evaluation").get("metrics") or {}), **(self.section("benchmark").get("metrics") or {})}
+
+    @property
+    def scored_with(self) -> str:
+        """The BERTScore model; '' when unknown."""
+        return str((self.section("evaluation").get("scoring") or {}).get("model", ""))
+
+
+def load(folder: Path) -> list[System]:
+    """The systems measured below a folder, by recipe and then name, base first.
+
+    They lie in result.json files as the tools write them, or in <recipe>/<variant>.json as published.
+    Raises click.ClickException for a file that is truncated or foreign.
+    """
+    paths = sorted(folder.rglob("result.json")) or published_files(folder)
+    found: dict[tuple[str, str], System] = {}
+    for path in paths:
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue  # a folder that is still being written
+        result = result_files.read(path)
+        system = System(path, result, _history(path.parent, result))
+        _require_plain_name(system)
+        other = found.setdefault((system.recipe, system.name), system)
+        if other is not system:
+            raise click.ClickException(
+                f"{path}: {system.recipe} {system.name} is also in {other.path}; give the folder of one of them."
+            )
+    return sorted(found.values(), key=_order)
+
+
+def published_files(folder: Path) -> list[Path]:
+    """The <recipe>/<variant>.json files of a folder; what bench/ measured of speed is of no system."""
+    found = [path for path in sorted(folder.glob("*/*.json")) if path.parent.name != "bench"]
+    return [path for path in found if not (path.parent / "adapter_config.json").exists()]
+
+
+def _require_plain_name(system: System) -> None:
+    """Recipe and variant become file names when a result is published."""
+    for name in (system.recipe, system.name):
+        if Path(name).name != name:
+            raise click.ClickException(f"{system.path}: {name!r} is no name of a recipe or variant; measure again.")
+
+
+def _order(system: System) -> tuple[str, int, str]:
+    """By recipe, base first, then the variants as recipes/ has them, then the others by name."""
+    known = ("base", *render.CHECKED_IN)
+    return system.recipe, known.index(system.name) if system.name in known else len(known), system.name
+
+
+def _history(folder: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """log_history of the training section, else of the trainer state beside it or of the last checkpoint."""
+    logged = (result.get("training") or {}).get("log_history")
+    if logged is None and not (state := folder / "trainer_state.json").is_file():
+        checkpoints = folder.glob("checkpoint-*/trainer_state.json")
+        numbered = [path for path in checkpoints if path.parent.name.partition("-")[2].isdigit()]
+        state = max(numbered, key=lambda path: int(path.parent.name.partition("-")[2]), default=state)
+    if logged is None and state.is_file():
+        try:
+            logged = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+        except (ValueError, KeyError, TypeError):
+            raise click.ClickException(f"{state}: not a whole trainer state; delete it, or train again.") from None
+    return [entry for entry in logged or [] if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+
+
+def losses(system: System, name: str) -> list[tuple[int, float]]:
+    """(optimizer step, nats a token) of `loss` or `eval_loss`, the last value of each step."""
+    found = {entry["step"]: float(entry[name]) for entry in system.history if isinstance(entry.get(name), (int, float))}
+    return sorted(found.items())
+
+
+def published(recipe: str) -> list[dict[str, Any]]:
+    """The rows that others published on a recipe, each with the `bertscore_model` where it is known."""
+    file = _published_file()
+    scored = file["settings"].get(recipe, {}).get("bertscore", {})
+    more = {"bertscore_model": scored["model"]} if scored else {}
+    return [{**row, **more} for row in file["rows"] if row["recipe"] == recipe]
+
+
+def published_recipes() -> list[str]:
+    return sorted({row["recipe"] for row in _published_file()["rows"]})
+
+
+def _published_file() -> dict[str, Any]:
+    try:
+        return dict(json.loads(PUBLISHED.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(
+            f"{PUBLISHED}: cannot be read ({error}); restore it with `git checkout results/published.json`."
+        ) from None
+
+
+def publish(system: System, target: Path) -> Path:
+    """Copy a result to <target>/<recipe>/<variant>.json: its losses inside, no path of this machine."""
+    result = dict(system.result)
+    if system.history:
+        result["training"] = {**system.section("training"), "log_history": system.history}
+    path = target / system.recipe / f"{system.name}.json"
+    files.write_text(path, json.dumps(without_machine_paths(result), indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def without_machine_paths(value: Any) -> Any:
+    """A copy in which absolute paths count from the checkout, or are bare names outside of it."""
+    if isinstance(value, dict):
+        return {without_machine_paths(key): without_machine_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_machine_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if os.path.isabs(value) and "\n" not in value:
+        return _portable(value)
+    return _ABSOLUTE.sub(lambda found: _portable(found.group()), value)
+
+
+def _portable(path: str) -> str:
+    for root in (ROOT, Path.cwd()):
+        if Path(path).is_relative_to(root):
+            return str(Path(path).relative_to(root))
+    return Path(path).name

@@ -1,0 +1,89 @@
+"""Memory: what to do when there is too little, and a CPU process's, kept for the next step and yet bounded.
+
+Rows of many lengths make tensors of many sizes, and no step fits the holes that the ones before it left: what is
+resident grows with the steps (results/bench/notes.md, growth).
+"""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+from lora_recipes.config.runfile import RunFile
+from lora_recipes.support import processes
+
+from transformers import TrainerCallback
+
+_FIRST = 8
+"""Optimizer steps in which what is usual is seen."""
+
+_TOO_MUCH = 1.3
+"""Times the most that was resident in these steps: from there on free memory goes back to the kernel."""
+
+_PRIMITIVES = "256"
+"""oneDNN's compiled products that are kept, of 1,024: a step needs some tens, and each length brings new ones."""
+
+
+def for_training(run: RunFile) -> str:
+    """What to lower in a run file that needs too much memory, and what keeps the global batch then."""
+    config = run.config
+    size, accumulated = (int(config.get(key) or 1) for key in ("micro_batch_size", "gradient_accumulation_steps"))
+    lower = []
+    if size > 1:
+        smaller = size // 2 if size % 2 == 0 else 1
+        lower.append(
+            f"micro_batch_size: {smaller} with gradient_accumulation_steps: {size * accumulated // smaller} "
+            "(the same global batch)"
+        )
+    if not config.get("gradient_checkpointing"):
+        lower.append("gradient_checkpointing: true")
+    lower.append(f"sequence_len below {config.get('sequence_len') or 512}")
+    if not config.get("load_in_4bit"):
+        lower.append("the qlora variant (adapter: qlora, load_in_4bit: true)")
+    return f"{run.name}: set {', or '.join(lower)}."
+
+
+def reuse() -> None:
+    """Let a CPU process keep what it frees for its next tensors, instead of fetching every page from the kernel anew.
+
+    It saves most of the page faults of a training step, for some more memory. Only glibc knows how; elsewhere
+    nothing happens.
+    """
+    if not processes.on_cpu():
+        return
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _PRIMITIVES)
+    if not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    arenas, mapped, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    for name, value in ((arenas, 1), (mapped, 0), (trim, 2**31 - 1)):
+        libc.mallopt(name, value)
+
+
+class Returned(TrainerCallback):
+    """Gives free memory back to the kernel when a run has grown beyond what its first steps needed."""
+
+    def __init__(self) -> None:
+        self.steps = self.usual = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not processes.on_cpu():
+            return
+        now, self.steps = resident(), self.steps + 1
+        if self.steps <= _FIRST:
+            self.usual = max(self.usual, now)
+        elif now > _TOO_MUCH * self.usual:
+            trim()
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory; 0 where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def trim() -> None:
+    """Give free memory back to the kernel, where the C library knows how."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

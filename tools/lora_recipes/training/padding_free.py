@@ -1,0 +1,186 @@
+"""Micro batches without padding: rows laid end to end, each attending to itself alone, positions from 0.
+
+All layers but attention work token by token, so they see one long sequence and no token is spent on padding; attention
+takes each row by itself (rowattention.py). A beginning that rows of a micro batch share, such as a system prompt or
+the fixed words of a prompt, is laid once before them: its states are the same in every row, and its gradient is
+the sum of theirs. The batches, and so the gradients, are those of padded rows.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from lora_recipes.config.runfile import RunFile
+from lora_recipes.data import prompts
+from lora_recipes.training import batches, row_attention, settings
+
+import click
+import torch
+
+_WORTH = 16
+"""Tokens that a shared beginning has to save: each is one more row to attention."""
+
+_ROUNDING, _IN_HALVES = 1e-4, 5e-2
+"""Largest relative difference, in the Euclidean norm, of logits that differ in nothing but the order of sums."""
+
+_TIMES = 4
+"""That much of what halves differ by under the model's own attention in another batch is not wrong, either."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Lays the rows of a micro batch end to end, beginnings that they share once."""
+
+    share: bool = False
+    """Not under dropout, which is another one in each row, and on a CPU only: see rowattention."""
+
+    def __call__(self, examples: list[dict[str, list[int]]]) -> dict[str, Any]:
+        """`row_parts` [rows, 3], `input_ids`, `labels` and `position_ids` [1, tokens], int64, and batches.targets.
+
+        `row_ends`, int32, are 0 and the place after each row, None where rows share tokens. A row's parts are its own
+        tokens, the tokens of its beginning that were laid before, and 1 where that beginning stands right before it,
+        else 0. The label of the first token that is laid is IGNORED: nothing comes before it.
+        """
+        heads = [_untrained(example) if self.share else [] for example in examples]
+        parts: list[tuple[int, int, int]] = []
+        ids: list[int] = []
+        labels: list[int] = []
+        positions: list[int] = []
+        for members, before in shared_beginnings(heads):
+            for number, member in enumerate(members):
+                row = examples[member]
+                first = number == 0 and before > 0
+                parts.append((len(row["input_ids"]) - before, before, int(first)))
+                for start, end in ((0, before), (before, len(row["input_ids"]))):
+                    if start == end or (start == 0 < before and not first):
+                        continue
+                    ids += row["input_ids"][start:end]
+                    labels += [prompts.IGNORED, *row["labels"][start + 1 : end]]
+                    positions += range(start, end)
+        shared = any(before for _, before, _ in parts)
+        ends = None if shared else list(itertools.accumulate((own for own, _, _ in parts), initial=0))
+        return {
+            "row_parts": torch.tensor(parts),  # first: transformers counts the rows of a batch by its first tensor
+            "row_ends": ends and torch.tensor(ends, dtype=torch.int32),
+            "longest_row": max(own + before for own, before, _ in parts),
+            "input_ids": torch.tensor([ids]),
+            "labels": (laid := torch.tensor([labels])),
+            "position_ids": torch.tensor([positions]),
+            **batches.targets(laid),
+        }
+
+
+def _untrained(example: dict[str, list[int]]) -> list[int]:
+    """The tokens before the last one that is not trained: what a row can share and still predict all its labels."""
+    labels = example["labels"]
+    trained = next((at for at in range(1, len(labels)) if labels[at] != prompts.IGNORED), len(labels))
+    return example["input_ids"][: trained - 1]
+
+
+def shared_beginnings(heads: list[list[int]]) -> list[tuple[list[int], int]]:
+    """Groups of `heads` (their places), and the tokens that each group shares.
+
+    Of all groupings of neighbours in sorted order the one that saves most tokens, found from left to right.
+    """
+    order = sorted(range(len(heads)), key=heads.__getitem__)
+    common = [_common(heads[one], heads[other]) for one, other in itertools.pairwise(order)]
+    saved, last = [0], [(0, 0)]
+    for end in range(1, len(order) + 1):
+        best, group = saved[end - 1], (end - 1, 0)
+        shared = len(heads[order[end - 1]])
+        for start in range(end - 2, -1, -1):
+            shared = min(shared, common[start])
+            gain = (end - start - 1) * shared
+            if gain >= _WORTH and saved[start] + gain > best:
+                best, group = saved[start] + gain, (start, shared)
+        saved.append(best)
+        last.append(group)
+    groups, end = [], len(order)
+    while end:
+        start, shared = last[end]
+        groups.append((order[start:end], shared))
+        end = start
+    return groups[::-1]
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """The tokens with which both begin."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def use(run: RunFile, model: Any) -> Collator | None:
+    """Switch a PEFT model to rows laid end to end; gives the collator, None where rows have to be padded.
+
+    They are where the run file names an attention other than sdpa, under DeepSpeed ZeRO-3 (whose weights are not
+    there yet), and where a trial shows that a row does not get what it would get alone.
+    """
+    if run.config.get("attn_implementation") not in (None, "sdpa") or settings.zero_stage(run) == 3:
+        return None
+    base = model.get_base_model()
+    before = base.config._attn_implementation
+    try:
+        if is_exact(model):
+            return Collator(share=not run.config.get("lora_dropout") and base.device.type == "cpu")
+        reason = "another row changes them, or they differ from those alone"
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+    base.set_attn_implementation(before)
+    click.echo(f"rows are padded: of rows laid end to end this model's logits are not shown exact: {reason}", err=True)
+    return None
+
+
+def is_exact(model: Any) -> bool:
+    """Try it: leaves the model with attention row by row.
+
+    A row's logits must not change by a bit when the row before it changes, and must be those of the row alone under
+    the model's own attention but for rounding, on a CPU also when it shares its beginning with the row before it.
+    """
+    base = model.get_base_model()
+    generator = torch.Generator().manual_seed(0)
+    words = base.config.get_text_config().vocab_size
+    before, other, row = (torch.randint(words, (n,), generator=generator).tolist() for n in (17, 17, 30))
+    end = [(word + 1) % words for word in row[-9:]]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        alone = base(input_ids=torch.tensor([row], device=base.device), use_cache=False).logits[0, -9:]
+        limit = _limit(base, row, before, alone)
+        row_attention.register()
+        base.set_attn_implementation(row_attention.NAME)
+        after, unmoved = (_logits(base, [first, row], Collator())[-9:] for first in (before, other))
+        sharing = alone
+        if base.device.type == "cpu":
+            twins = _logits(base, [row, row[:21] + end], Collator(share=True))
+            sharing = twins[21:30] if row[-9:] < end else twins[30:]
+    model.train(training)
+    return torch.equal(after, unmoved) and all(_difference(found, alone) <= limit for found in (after, sharing))
+
+
+def _limit(base: Any, row: list[int], more: list[int], alone: torch.Tensor) -> float:
+    """How far a row's last logits, `alone` [tokens, words] of the row by itself, may be off without being wrong.
+
+    In halves a deep model's rounding can be more than _IN_HALVES, and nothing tells beforehand: so it is measured, on
+    the model's own attention, with the row beside a longer one.
+    """
+    if alone.dtype == torch.float32:
+        return _ROUNDING
+    padding = [0] * len(more)
+    ids, mask = [row + padding, more + row], [[1] * len(row) + padding, [1] * len(row + more)]
+    inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    logits = base(**{name: part.to(base.device) for name, part in inputs.items()}, use_cache=False).logits
+    noise = _difference(logits[0, len(row) - len(alone) : len(row)], alone)
+    return max(_IN_HALVES, _TIMES * noise)
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def _logits(base: Any, rows: list[list[int]], collator: Collator) -> torch.Tensor:
+    """Of [tokens that are laid, words]; no token is trained."""
+    batch = collator([{"input_ids": row, "labels": [prompts.IGNORED] * len(row)} for row in rows])
+    for name in ("labels", "columns", "kept", "targets"):
+        del batch[name]
+    batch = {name: part.to(base.device) if torch.is_tensor(part) else part for name, part in batch.items()}
+    logits: torch.Tensor = base(**batch, use_cache=False).logits[0]
+    return logits
