@@ -22,7 +22,8 @@ CORES = len(os.sched_getaffinity(0))
     ],
 )
 def test_the_processes_share_the_cores(environment, threads):
-    code = "import torch; from lora_recipes.support.processes import share_cores as s; s(); print(torch.get_num_threads())"
+    share = "from lora_recipes.support import processes; processes.share_cores()"
+    code = f"import torch; {share}; print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
     assert done.stdout.strip() == str(threads), done.stderr
 
