@@ -23,6 +23,8 @@ import measuring
 VERSION = "0.9.5"
 CONSTRAINTS = Path(__file__).with_name("llamafactory-constraints.txt")
 HOME = ROOT / ".cache" / "bench" / "llamafactory"
+ROWS = "llamafactory"
+"""The folder of the rows, below the benchmark's."""
 COMMAND = HOME / "bin" / "llamafactory-cli"
 SHOWN = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate")
 STUB = """[build-system]
@@ -161,6 +163,19 @@ def configuration(base: str, rows: Path, output: Path, sequence_len: int, **more
         "dataloader_pin_memory": False,
         **more,
     }
+
+
+def configuration_path(work: Path, name: str) -> Path:
+    return work / f"{name}.llamafactory.yaml"
+
+
+def write_configuration(work: Path, name: str, base: str, sequence_len: int, **more: Any) -> None:
+    """Write the run file of a way below the benchmark's folder, in which the rows are."""
+    import yaml
+
+    base = base if measuring.dtype() == "bfloat16" else str(in_float32(Path(base), work / "base"))
+    written = configuration(base, work / ROWS, work / "out" / name, sequence_len, **more)
+    configuration_path(work, name).write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
 
 
 def write_rows(folder: Path, rows: list[dict[str, str]]) -> None:

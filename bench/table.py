@@ -9,6 +9,7 @@ from lora_recipes import ROOT
 from lora_recipes.support import files
 
 import click
+import contenders
 import measuring
 
 SCRIPTS = {name: f"{name}.py" for name in ("training", "evaluation", "benchmark", "merging", "startup", "growth")}
@@ -16,7 +17,7 @@ SCRIPTS["benchmark"] = "benchmarking.py"
 REFERENCES = {"training": "reference", "benchmark": "lm-eval", "merging": "peft"}
 """The way that the others are compared with, by the benchmark's name."""
 
-NOT_PEERS = {"reference", "reference-bf16", "plain", "plain-compiled", "matmul"}
+_PEERS = {one.name for one in contenders.ALL if one.is_peer}
 RATES = ("steady_tokens_per_second", "tokens_per_second", "questions_per_second")
 COLUMNS = {
     "gflops": "GFLOP/s",
@@ -77,7 +78,7 @@ def _row(way: str, benchmark: str, ways: dict[str, Any]) -> dict[str, Any]:
     speed, reference = _speed(row), _speed(ways.get(reference_way, {}).get("median", {}))
     if speed and reference:
         row["ratio"] = speed / reference
-    peers = [_speed(ways[peer]["median"]) for peer in set(ways) - NOT_PEERS]
+    peers = [_speed(ways[peer]["median"]) for peer in _PEERS & set(ways)]
     if benchmark == "training" and speed and any(peers):
         row["peer_ratio"] = speed / max(filter(None, peers))
     return row

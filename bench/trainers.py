@@ -1,4 +1,4 @@
-"""The ways of training that run inside the process: the reference projects' and TRL's."""
+"""The contenders that train inside the process: the reference projects' and TRL's."""
 
 import time
 from pathlib import Path
@@ -11,11 +11,9 @@ from lora_recipes.training import lora_model
 
 import torch
 from datasets import Dataset
+from timed import Trained
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
-
-Times = tuple[float, list[float], list[dict[str, Any]]]
-"""train_runtime, the end of each step, and transformers' log_history; times in seconds."""
 
 
 class StepTimes(TrainerCallback):
@@ -28,7 +26,7 @@ class StepTimes(TrainerCallback):
         self.times.append(time.monotonic())
 
 
-def reference(run: runfile.RunFile, folder: Path, sequence_len: int) -> Times:
+def reference(run: runfile.RunFile, folder: Path, sequence_len: int) -> Trained:
     """From the description of the published runs: batches of 2 in file order, padded to the longest, a mask
     found by a loop in the collator, logits and loss over every position."""
     tokenizer = loading.load_tokenizer(run)
@@ -62,9 +60,8 @@ def _ids(tokenizer: Any, fmt: prompts.PromptFormat, row: dict[str, Any], limit: 
     return {"input_ids": prompts.example(tokenizer, fmt, row)["input_ids"][:limit]}
 
 
-def trl(run: runfile.RunFile, folder: Path, sequence_len: int, kind: str) -> Times:
-    """As TRL's documentation has it for prompt-completion data; `kind` is '', packed, padding-free, or compiled
-    (packed too).
+def trl(run: runfile.RunFile, folder: Path, sequence_len: int, **more: Any) -> Trained:
+    """As TRL's documentation has it for prompt-completion data; `more` goes to its SFTConfig.
 
     Packed and padding-free rows are kept apart by their positions: with SDPA transformers makes the
     mask for that. TRL recomputes activations by default to save memory, which is off here for speed.
@@ -75,20 +72,15 @@ def trl(run: runfile.RunFile, folder: Path, sequence_len: int, kind: str) -> Tim
         for part, fmt in rows.load_parts(run, "train")
         for row in part
     ]
-    packed = kind in ("packed", "compiled")
-    config = SFTConfig(
+    settings = {
         **_arguments(run, folder),
-        per_device_train_batch_size=1 if packed else 8,
-        gradient_accumulation_steps=4 if packed else 1,
-        train_sampling_strategy="random" if packed else "group_by_length",
-        gradient_checkpointing=False,
-        max_length=None if kind == "padding-free" else sequence_len,
-        completion_only_loss=True,
-        packing=packed,
-        padding_free=kind == "padding-free",
-        torch_compile=kind == "compiled",
-        pad_to_multiple_of=sequence_len if kind == "compiled" else None,  # one shape, compiled once
-    )
+        "per_device_train_batch_size": 8,
+        "train_sampling_strategy": "group_by_length",
+        "gradient_checkpointing": False,
+        "max_length": sequence_len,
+        "completion_only_loss": True,
+    }
+    config = SFTConfig(**settings | more)
     made = SFTTrainer(
         model=lora_model.adapted(run), args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
     )
@@ -114,9 +106,9 @@ def _arguments(run: runfile.RunFile, folder: Path) -> dict[str, Any]:
     }
 
 
-def _trained(made: Any, folder: Path) -> Times:
+def _trained(made: Any, folder: Path) -> Trained:
     times = StepTimes()
     made.add_callback(times)
     seconds = made.train().metrics["train_runtime"]
     made.model.save_pretrained(folder)
-    return float(seconds), times.times, made.state.log_history
+    return Trained(float(seconds), times.times, made.state.log_history)

@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
 """Training speed at equal loss: the reference projects' way, TRL, Axolotl, LLaMA-Factory and the plain trainer.
 
-The peers are set up for speed as their documentation advises, as far as it works on a CPU: bf16 base
-weights, rows of like length together or packed, activations kept, SDPA (FlashAttention, Liger's and
-Unsloth's kernels need a GPU); TRL makes logits for labels only (its default). Packs that have one shape
-are also tried with torch.compile, which none of the three advises. plain-compiled compiles from nothing
-in its first round and finds what was compiled in the later ones. transformers groups rows by length
+They are the classes of bench/contenders.py. plain-compiled compiles from nothing in its first round and
+finds what was compiled in the later ones. transformers groups rows by length
 within 1/4 of the batches, at most 50, so few rows are grouped little: below some 400 the packed ways
-show more of what a peer can do. Where the processor emulates bf16, every way trains in float32.
+show more of what a peer can do. Where the processor emulates bf16, every one trains in float32.
 """
 
 import json
@@ -25,55 +22,15 @@ from lora_recipes.training import batches
 
 import alpaca
 import click
+import contenders
 import measuring
 import peers
 import rates
-import yaml
 
 WORK = ROOT / ".cache" / "bench" / "training"
 VALIDATION = 40
-WAYS = {
-    "reference": "transformers' Trainer as LoRAfrica used it: fp32, rows in file order, batches of 2, full logits",
-    "reference-bf16": "the same in bf16",
-    "trl": "TRL's SFTTrainer, completion only, batches of 8 of like length",
-    "trl-packed": "the same, packed to sequence_len, 4 packs a step",
-    "trl-padding-free": "the same, batches of 8 in one row without padding",
-    "trl-compiled": "the same as trl-packed with torch_compile, each pack padded to sequence_len",
-    "axolotl": "Axolotl, batches of 8 of like length",
-    "axolotl-packed": "Axolotl, packed to sequence_len, 4 packs a step",
-    "axolotl-compiled": "the same as axolotl-packed with torch_compile",
-    "llamafactory": "LLaMA-Factory, batches of 8 of like length",
-    "llamafactory-packed": "LLaMA-Factory, neat_packing, 4 packs a step",
-    "llamafactory-compiled": "the same as llamafactory-packed with torch_compile",
-    "plain": "tools/train.py, batches of 8 in the shuffled order of Axolotl, without padding",
-    "plain-compiled": "the same with torch_compile",
-}
-SLOW = ("trl-compiled", "axolotl-compiled", "llamafactory-compiled")
-"""They compile for minutes, and run in the first round only."""
+WAYS = tuple(one.name for one in contenders.ALL)
 MATRIX = "the processor itself: matrix products of 2048 x 2048"
-PACKED = ("sample_packing=true", "micro_batch_size=1", "gradient_accumulation_steps=4")
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "plain": (),
-    "plain-compiled": ("torch_compile=true",),
-    "reference": ("bf16=false",),
-    "axolotl": ("group_by_length=true", "include_tokens_per_second=true"),
-    "axolotl-packed": (*PACKED, "include_tokens_per_second=true"),
-    "axolotl-compiled": (*PACKED, "include_tokens_per_second=true", "torch_compile=true"),
-}
-"""What a run file says beyond the common settings; ways without one train from the plain one's."""
-LLAMA_FACTORY_PACKED: dict[str, Any] = {
-    "packing": True,
-    "neat_packing": True,
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 4,
-    "train_sampling_strategy": "random",
-    "include_num_input_tokens_seen": "all",  # its packs' mask numbers the rows and is no count
-}
-LLAMA_FACTORY: dict[str, dict[str, Any]] = {
-    "llamafactory": {},
-    "llamafactory-packed": LLAMA_FACTORY_PACKED,
-    "llamafactory-compiled": LLAMA_FACTORY_PACKED | {"torch_compile": True},
-}
 
 
 def prepare(data: Path | None, wanted: int, sequence_len: int) -> dict[str, Any]:
@@ -82,9 +39,10 @@ def prepare(data: Path | None, wanted: int, sequence_len: int) -> dict[str, Any]
     Raises click.ClickException for fewer rows of at most sequence_len tokens than wanted.
     """
     WORK.mkdir(parents=True, exist_ok=True)
-    for way, more in SETTINGS.items():
-        shared = common(WORK / "out" / way, WORK / "train.json", WORK / "validation.json", sequence_len)
-        (WORK / f"{way}.yaml").write_text(render.render(alpaca.RECIPE, "lora", (*shared, *more)), encoding="utf-8")
+    for one in contenders.ALL:
+        shared = common(WORK / "out" / one.name, WORK / "train.json", WORK / "validation.json", sequence_len)
+        text = render.render(alpaca.RECIPE, "lora", (*shared, *one.settings))
+        (WORK / f"{one.name}.yaml").write_text(text, encoding="utf-8")
     run = runfile.load(WORK / "plain.yaml")
     tokenizer, fmt = loading.load_tokenizer(run), prompts.prompt_format(run, 0, "datasets")
     found = alpaca.fitting(alpaca.load(data), tokenizer, fmt, sequence_len)
@@ -96,7 +54,9 @@ def prepare(data: Path | None, wanted: int, sequence_len: int) -> dict[str, Any]
     train, validation = found[:wanted], found[wanted : wanted + VALIDATION]
     (WORK / "train.json").write_text(json.dumps(train), encoding="utf-8")
     (WORK / "validation.json").write_text(json.dumps(validation), encoding="utf-8")
-    _write_llama_factory(run, tokenizer, fmt, sequence_len)
+    _write_pairs(tokenizer, run)
+    for one in contenders.ALL:
+        one.prepare(WORK, run.model(), sequence_len)
     made = batches.tokenize(run, tokenizer, "train")
     assert made is not None
     tokens, trained = made.tokens, made.trained_tokens
@@ -112,17 +72,14 @@ def prepare(data: Path | None, wanted: int, sequence_len: int) -> dict[str, Any]
     }
 
 
-def _write_llama_factory(run: runfile.RunFile, tokenizer: Any, fmt: prompts.PromptFormat, sequence_len: int) -> None:
+def _write_pairs(tokenizer: Any, run: runfile.RunFile) -> None:
+    """The training rows as whole texts, for contenders that read those."""
     texts = [
         {"prompt": fmt.prompt(row), "answer": row[fmt.field_output] + tokenizer.eos_token}
-        for part, _ in rows.load_parts(run, "train")
+        for part, fmt in rows.load_parts(run, "train")
         for row in part
     ]
-    peers.write_rows(WORK / "llamafactory", texts)
-    base = run.model() if measuring.dtype() == "bfloat16" else peers.in_float32(Path(run.model()), WORK / "base")
-    for way, more in LLAMA_FACTORY.items():
-        written = peers.configuration(str(base), WORK / "llamafactory", WORK / "out" / way, sequence_len, **more)
-        (WORK / f"{way}.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
+    peers.write_rows(WORK / peers.ROWS, texts)
 
 
 def common(output: Path, train: Path, validation: Path, sequence_len: int) -> tuple[str, ...]:
@@ -163,19 +120,21 @@ def main(data: Path | None, rows: int, sequence_len: int, rounds: int, ways: str
     libraries.quiet()
     settings = prepare(data, rows, sequence_len)
     shutil.rmtree(WORK / "compiled", ignore_errors=True)
-    started = [_way("matmul", settings, MATRIX), *(_way(name, settings, WAYS[name]) for name in chosen)]
+    started = [_way("matmul", settings, MATRIX), *(_contender(name, settings) for name in chosen)]
     measured = measuring.interleave(started, rounds, WORK / "log.txt")
     rates.add_shares(measured, settings["flops_per_token"])
     click.echo(measuring.save("training", started, measured, **settings), err=True)
 
 
-def _way(name: str, settings: dict[str, Any], words: str) -> measuring.Way:
-    command = measuring.python("training_ways.py", name, settings["tokens"], settings["sequence_len"])
+def _contender(name: str, settings: dict[str, Any]) -> measuring.Way:
+    one = contenders.named(name)
+    return _way(name, settings, one.words, one.absent(), one.once)
+
+
+def _way(name: str, settings: dict[str, Any], words: str, absent: str = "", once: bool = False) -> measuring.Way:
+    command = measuring.python("training_run.py", name, settings["tokens"], settings["sequence_len"])
     compiled = {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "compiled" / name)}
-    absent = peers.absent() if name in LLAMA_FACTORY else ""
-    if settings["dtype"] != "bfloat16" and name == "reference-bf16":
-        absent = "this processor emulates bf16"
-    return measuring.Way(name, words, command, compiled, absent, once=name in SLOW)
+    return measuring.Way(name, words, command, compiled, absent, once)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The training benchmark gives every way the same rows, texts and tokens, and reads their times alike."""
 
 import json
+import sys
 from pathlib import Path
 
 import alpaca
 import click
 import pytest
+import timed
 import training
-import training_ways
+import yaml
 
 
 def written(folder, rows):
@@ -79,9 +81,9 @@ def test_an_emulated_bf16_is_not_measured(tmp_path, monkeypatch, has_bf16, dtype
     ours = tmp_path / "work" / "plain.yaml"
     assert settings["dtype"] == dtype and runfile.load(ours).config["bf16"] is has_bf16
     monkeypatch.setattr(training.peers, "absent", lambda: "")
-    assert bool(training._way("reference-bf16", settings, "").absent) is not has_bf16
-    assert training._way("llamafactory-packed", settings, "").absent == ""
-    its = training.yaml.safe_load((tmp_path / "work" / "llamafactory.yaml").read_text())
+    assert bool(training._contender("reference-bf16", settings).absent) is not has_bf16
+    assert training._contender("llamafactory-packed", settings).absent == ""
+    its = yaml.safe_load((tmp_path / "work" / "llamafactory.llamafactory.yaml").read_text())
     base = Path(its["model_name_or_path"])
     assert its["bf16"] is has_bf16 and json.loads((base / "config.json").read_text())["dtype"] == dtype
 
@@ -103,23 +105,23 @@ def test_fewer_rows_than_wanted_are_an_error_that_says_how_many_there_are(tmp_pa
     ],
 )
 def test_a_finished_step_is_told_from_other_talk(line, is_step):
-    assert bool(training_ways._STEP.search(line)) is is_step
+    assert bool(timed._STEP.search(line)) is is_step
 
 
 def test_step_times_are_those_at_which_the_lines_came():
     code = "import time, sys\nfor n in (1, 2):\n  print(f'step {n}/2  loss 1.0'); time.sleep(0.3)"
-    first, second = training_ways._step_times([training_ways.sys.executable, "-c", code])
+    first, second = timed.step_times([sys.executable, "-c", code])
     assert 0.25 < second - first < 1
 
 
 def test_a_command_that_fails_says_its_last_words():
     with pytest.raises(SystemExit, match="no such model"):
-        training_ways._step_times([training_ways.sys.executable, "-c", "raise SystemExit('no such model')"])
+        timed.step_times([sys.executable, "-c", "raise SystemExit('no such model')"])
 
 
 def test_tokens_are_read_where_the_trainer_counts_them_with_every_step():
     def seen(*entries):
-        return training_ways.Trained(1.0, [], list(entries)).seen
+        return timed.Trained(1.0, [], list(entries)).seen
 
     assert seen({"loss": 1, "num_tokens": 5}, {"loss": 1, "num_tokens": 9}, {"train_runtime": 3}) == [5, 9]
     assert seen({"loss": 1, "num_tokens": 5}, {"loss": 1}) is None
@@ -127,4 +129,4 @@ def test_tokens_are_read_where_the_trainer_counts_them_with_every_step():
 
 
 def test_the_whole_runtime_is_the_last_one_noted():
-    assert training_ways._runtime([{"train_runtime": 7.2}, {"loss": 1}, {"train_runtime": 28.0}]) == 28.0
+    assert timed.runtime([{"train_runtime": 7.2}, {"loss": 1}, {"train_runtime": 28.0}]) == 28.0
