@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""The tables of README.md out of results/bench/*.json; the words below them out of results/bench/notes.md."""
+"""The tables of results/bench/README.md out of results/bench/*.json; the words below them out of notes.md there."""
 
 import json
 from pathlib import Path
@@ -8,16 +7,14 @@ from typing import Any
 from lora_recipes import ROOT
 from lora_recipes.support import files
 
-import click
 import contenders
-import measuring
 
 SCRIPTS = {name: f"{name}.py" for name in ("training", "evaluation", "benchmark", "merging", "startup", "growth")}
 SCRIPTS["benchmark"] = "benchmarking.py"
 REFERENCES = {"training": "reference", "benchmark": "lm-eval", "merging": "peft"}
 """The way that the others are compared with, by the benchmark's name."""
 
-_PEERS = {one.name for one in contenders.ALL if one.is_peer}
+PEERS = {one.name for one in contenders.ALL if one.is_peer}
 RATES = ("steady_tokens_per_second", "tokens_per_second", "questions_per_second")
 COLUMNS = {
     "gflops": "GFLOP/s",
@@ -35,7 +32,6 @@ COLUMNS = {
     "largest_difference_bf16_steps": "largest difference in bf16 steps",
     "peak_memory_mb": "peak memory, MB",
 }
-BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->\n"
 
 
 def tables(folder: Path) -> str:
@@ -58,7 +54,7 @@ def _section(name: str, content: dict[str, Any], notes: str) -> str:
     ways = content["ways"]
     rows = {way: _row(way, benchmark, ways) for way in ways if not ways[way]["skipped"] and ways[way]["median"]}
     keys = [key for key in COLUMNS if any(row.get(key) is not None for row in rows.values())]
-    lines = [f"### {name.capitalize()}", ""]
+    lines = [f"## {name.capitalize()}", ""]
     lines += [f"| way | {' | '.join(COLUMNS[key] for key in keys)} | command |", f"|---|{'--:|' * len(keys)}---|"]
     for way, row in rows.items():
         cells = [_cell(key, row.get(key)) for key in keys]
@@ -78,7 +74,7 @@ def _row(way: str, benchmark: str, ways: dict[str, Any]) -> dict[str, Any]:
     speed, reference = _speed(row), _speed(ways.get(reference_way, {}).get("median", {}))
     if speed and reference:
         row["ratio"] = speed / reference
-    peers = [_speed(ways[peer]["median"]) for peer in _PEERS & set(ways)]
+    peers = [_speed(ways[peer]["median"]) for peer in PEERS & set(ways)]
     if benchmark == "training" and speed and any(peers):
         row["peer_ratio"] = speed / max(filter(None, peers))
     return row
@@ -129,30 +125,3 @@ def _circumstances(content: dict[str, Any]) -> str:
     where = f"{hardware.get('gpu') or hardware['processor']}, {hardware['cores']} cores"
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     return f"{settings}. {where}; Python {environment['python']}, {versions}.\n"
-
-
-def readme(text: str, folder: Path) -> str:
-    """README.md with the tables between its markers made anew."""
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}{tables(folder)}{END}{rest.partition(END)[2]}"
-
-
-@click.command()
-@click.option("--check", is_flag=True, help="exit 1 when README.md is out of date")
-def main(check: bool) -> None:
-    """Write the tables of README.md anew.
-
-    \b
-    Example:
-      bench/table.py
-    """
-    path = ROOT / "README.md"
-    text = files.read_text(path)
-    if check and readme(text, measuring.RESULTS) != text:
-        raise click.ClickException("README.md is not what results/bench gives; run bench/table.py.")
-    if not check:
-        files.write_text(path, readme(text, measuring.RESULTS))
-
-
-if __name__ == "__main__":
-    main()

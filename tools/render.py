@@ -22,25 +22,11 @@ def _print_list() -> None:
 
 
 def _checked_in() -> dict[Path, str]:
-    rendered = {
+    return {
         ROOT / "recipes" / recipe / f"{variant}.yaml": render.render(recipe, variant)
         for recipe in ingredients.recipe_names()
         for variant in render.checked_in(recipe)
     }
-    return rendered | {ROOT / "README.md": _readme()}
-
-
-def _readme() -> str:
-    """README.md with its table of recipes and variants made anew."""
-    text = files.read_text(ROOT / "README.md")
-    before, _, rest = text.partition("<!-- recipes -->\n")
-    after = rest.partition("<!-- /recipes -->\n")[2]
-    lines = ["| recipe | trains | runs on | variants |", "|---|---|---|---|"]
-    for name in ingredients.recipe_names():
-        facts = ingredients.load_recipe(name).facts
-        files_ = " ".join(f"[{variant}](recipes/{name}/{variant}.yaml)" for variant in render.checked_in(name))
-        lines.append(f"| `{name}` | {facts['title']} | {facts['hardware']} | {files_} |")
-    return "\n".join([f"{before}<!-- recipes -->", *lines, f"<!-- /recipes -->\n{after}"])
 
 
 def _diff(old: str, new: str, old_name: str, new_name: str) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark tables of README.md are what results/bench gives."""
+"""The tables of the benchmarks: ratios, commands and notes."""
 
 import importlib
 import json
@@ -30,12 +30,6 @@ def write(folder, name, ways, skipped="", stem=""):
 
 def row(text, way):
     return next(line for line in text.splitlines() if line.startswith(f"| {way} "))
-
-
-def test_readme_holds_what_the_generator_writes():
-    text = files.read_text(ROOT / "README.md")
-    assert text.count(table.BEGIN) == text.count(table.END) == 1
-    assert table.readme(text, measuring.RESULTS) == text, "run bench/table.py"
 
 
 def test_training_is_compared_with_the_reference_and_with_the_best_peer(tmp_path):
@@ -71,7 +65,7 @@ def test_notes_stand_below_the_table_that_they_are_about(tmp_path):
     write(tmp_path, "merging", {"peft": {"seconds": 30.0}})
     (tmp_path / "notes.md").write_text("# Notes\n\n## startup\n\nSlow, because of imports.\n\n## training\n\nGone.\n")
     text = table.tables(tmp_path)
-    assert text.index("### Merging") < text.index("### Startup") < text.index("Slow, because")
+    assert text.index("## Merging") < text.index("## Startup") < text.index("Slow, because")
     assert "Gone." not in text
 
 
@@ -83,9 +77,7 @@ def test_a_second_file_of_a_benchmark_follows_the_first_with_notes_of_its_own(tm
     write(tmp_path, "evaluation", {"ours-1": {"seconds": 50.0}, "reference-1": {"seconds": 100.0}})
     (tmp_path / "notes.md").write_text("# Notes\n\n## evaluation-bf16\n\nOne round.\n")
     text = table.tables(tmp_path)
-    places = [
-        text.index(words) for words in ("### Evaluation\n", "### Evaluation-bf16\n", "One round.", "### Merging\n")
-    ]
+    places = [text.index(words) for words in ("## Evaluation\n", "## Evaluation-bf16\n", "One round.", "## Merging\n")]
     assert places == sorted(places)
     assert [line.split(" | ")[2] for line in text.splitlines() if line.startswith("| ours-1 ")] == ["2.00", "5.00"]
 
@@ -104,7 +96,7 @@ def test_an_evaluation_is_compared_with_the_reference_for_as_many_adapters(tmp_p
 
 def test_help_of_every_benchmark_answers_and_none_looks_beside_the_checkout():
     scripts = [path for path in sorted((ROOT / "bench").glob("*.py")) if "@click.command" in files.read_text(path)]
-    assert len(scripts) >= 11
+    assert len(scripts) >= 10
     for path in scripts:
         done = CliRunner().invoke(importlib.import_module(path.stem).main, ["--help"])
         assert done.exit_code == 0 and f"bench/{path.name}" in done.output.split("Example")[1], path.name
