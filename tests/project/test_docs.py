@@ -186,8 +186,9 @@ def test_figures_in_the_pages_are_those_of_files() -> None:
     cut = _json("results/smollm2-african-history/base.json")["evaluation"]["metrics"]["unfinished_answers"]
     assert f"cut off in {cut} of 100 answers" in _page("README.md")
     published = {row["system"]: row for row in _json("results/published.json")["rows"] if "phi4" in row["recipe"]}
-    f1 = [published[name]["metrics"]["bertscore_f1"] for name in ("axolotl lora", "axolotl lora ds2", "base")]
-    assert "BERTScore {:.4f} and {:.4f} of the Axolotl runs against {:.4f} of the base".format(*f1) in _page("docs/defects.md")
+    names = ("axolotl lora", "axolotl lora ds2", "base")
+    one, two, base = (f"{published[name]['metrics']['bertscore_f1']:.4f}" for name in names)
+    assert f"BERTScore {one} and {two} of the Axolotl runs against {base} of the base" in _page("docs/defects.md")
     assert f"{intervals.RESAMPLES:,} resamples" in _page("docs/evaluation.md")
     questions = _page("data/african_history_mc/test.jsonl").splitlines()
     assert f"`african_history_mc` ({len(questions)} questions" in _page("docs/evaluation.md")
