@@ -6,12 +6,9 @@ import os
 from pathlib import Path
 
 from lora_recipes.check.findings import Report
-from lora_recipes.check.subject import Limits
 from lora_recipes.support import libraries
 
 import click
-
-_SHARE = click.FloatRange(0, 1)
 
 
 @click.command()
@@ -24,27 +21,7 @@ _SHARE = click.FloatRange(0, 1)
     help="folder with tokenizer and config",
 )
 @click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="processes of the run")
-@click.option("--min-trained", default=0.01, show_default=True, type=_SHARE, help="least share of tokens with loss")
-@click.option("--max-cut", default=0.05, show_default=True, type=_SHARE, help="largest share of rows too long")
-@click.option("--max-leaked", default=0.05, show_default=True, type=_SHARE, help="largest share of leaked questions")
-@click.option(
-    "--similarity",
-    default=0.8,
-    show_default=True,
-    type=click.FloatRange(0.01, 1),
-    help="nearly the same question from here",
-)
-def main(
-    run: str,
-    as_json: bool,
-    row: int | None,
-    model_dir: Path | None,
-    gpus: int,
-    min_trained: float,
-    max_cut: float,
-    max_leaked: float,
-    similarity: float,
-) -> None:
+def main(run: str, as_json: bool, row: int | None, model_dir: Path | None, gpus: int) -> None:
     """Check a run file before it is trained; - reads it from stdin.
 
     On a CPU, without weights: keys, target modules, kernels and attention, prompt and masks of every
@@ -61,10 +38,9 @@ def main(
     from lora_recipes.check import preflight
     from lora_recipes.check.validation import Axolotl
 
-    limits = Limits(min_trained, max_cut, max_leaked, similarity, gpus)
     try:
         with Axolotl() as axolotl:
-            subject, training = preflight.run(run, axolotl, model_dir, limits)
+            subject, training = preflight.run(run, axolotl, model_dir, gpus)
     except click.UsageError:
         raise
     except click.ClickException as error:

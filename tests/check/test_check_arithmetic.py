@@ -5,7 +5,7 @@ import json
 from lora_recipes import ROOT
 from lora_recipes.check import arithmetic
 from lora_recipes.check import deepspeed as ds
-from lora_recipes.check.subject import Limits, Subject
+from lora_recipes.check.subject import Subject
 from lora_recipes.support import processes
 
 import pytest
@@ -19,7 +19,7 @@ def checked(tmp_path):
 
     def make(text, rows=None, tokens=None, processes=1, trainable=None):
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-        subject = Subject(tmp_path / "run.yaml", limits=Limits(processes=processes))
+        subject = Subject(tmp_path / "run.yaml", processes=processes)
         if trainable:
             subject.report.facts["target_modules"] = {"trainable": trainable}
         arithmetic.check(subject, rows, tokens)

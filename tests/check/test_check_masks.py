@@ -2,7 +2,7 @@
 
 from lora_recipes.check import masks
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import Limits, Subject
+from lora_recipes.check.subject import Subject
 
 import pytest
 
@@ -20,8 +20,8 @@ def example(prompt, answer, on_prompt=0):
 def found(embedded_model, run_file):
     """The errors and warnings on some examples with three tokens of prompt each."""
 
-    def find(examples, *settings, limits=None):
-        subject = Subject(run_file("lora", *settings), limits=limits)
+    def find(examples, *settings):
+        subject = Subject(run_file("lora", *settings))
         part = Part("datasets.0", {}, [{}] * len(examples), format=object(), examples=examples)
         counts = masks.check(subject, [part], {"datasets.0": [3] * len(examples)})
         assert counts.rows == len(examples)
@@ -53,12 +53,12 @@ def test_a_trained_prompt_that_is_asked_for_is_none(found):
     assert found([example([5, 6, 7], [8, END], on_prompt=3)], "train_on_inputs=true") == []
 
 
-def test_the_least_share_of_trained_tokens_is_a_threshold(found):
-    assert found([WHOLE], limits=Limits(trained=0.6)) == [("error", "trained-share")]
-    assert found([WHOLE], limits=Limits(trained=0.4)) == []
+def test_a_share_of_trained_tokens_below_one_percent_is_an_error(found):
+    assert found([example([5] * 198, [8, END])]) == []
+    assert found([example([5] * 199, [END])]) == [("error", "trained-share")]
 
 
 def test_few_long_rows_are_a_warning_and_many_an_error(found):
     long = example([5, 6, 7], [8] * 20 + [END])
-    assert found([long, WHOLE], "sequence_len=20", limits=Limits(cut=0.5)) == [("warning", "cut-rows")]
-    assert found([long, WHOLE], "sequence_len=20", limits=Limits(cut=0.4)) == [("error", "cut-rows")]
+    assert found([long, *[WHOLE] * 19], "sequence_len=20") == [("warning", "cut-rows")]
+    assert found([long, *[WHOLE] * 18], "sequence_len=20") == [("error", "cut-rows")]

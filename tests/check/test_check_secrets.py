@@ -132,17 +132,6 @@ def test_scores_for_a_tracker_without_a_login_are_an_error(findings, monkeypatch
     assert findings("seed: 1\n") == []
 
 
-def test_comet_and_swanlab_without_a_key_are_warnings_unless_offline(findings, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("COMET_API_KEY", "SWANLAB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    found = findings("comet_project_name: a\nuse_swanlab: true\n")
-    assert [(one.severity, one.key) for one in found] == [("warning", "comet_project_name"), ("warning", "use_swanlab")]
-    assert findings("comet_project_name: a\ncomet_mode: offline\nuse_swanlab: true\nswanlab_mode: disabled\n") == []
-    monkeypatch.setenv("COMET_API_KEY", "key")
-    assert findings("comet_project_name: a\n") == []
-
-
 def test_no_finding_and_no_error_repeats_a_token_where_another_type_is_meant(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(f"{PLAIN}datasets: [{{path: x}}]\nhf_use_auth_token: {HF}\n{HF}: 1\nseed: {HF}\n")

@@ -5,7 +5,6 @@ import os
 from lora_recipes import ROOT
 from lora_recipes.check import arithmetic, inputs, machine, secrets, traps
 from lora_recipes.check.subject import Subject
-from lora_recipes.config import keys
 from lora_recipes.data import prepared
 from lora_recipes.rendering import computed_keys
 
@@ -45,7 +44,7 @@ def test_packing_needs_an_attention_implementation_that_keeps_rows_apart(places)
     assert places(packed) == [("error", "packing-attention", "sample_packing")]
     assert places(packed + "flash_attention: false\n")[0] == ("error", "packing-attention", "sample_packing")
     assert places(packed + "attn_implementation: sdpa\n") == []
-    assert places(packed + "flash_attention: true\n") == [("note", "deprecated-key", "flash_attention")]
+    assert places(packed + "flash_attention: true\n") == []
     assert places("sample_packing: false\n") == []
 
 
@@ -132,15 +131,6 @@ def test_an_unknown_optimizer_is_an_error_with_the_nearest(findings):
     assert findings("optimizer: paged_adamw_8bit\n") == []
 
 
-def test_dead_keys_are_warnings_and_deprecated_ones_notes_with_what_to_use(findings):
-    found = findings("lr_div_factor: 3\ngc_steps: 5\ndataset_processes:\n")
-    assert [(one.severity, one.check, one.key) for one in found] == [
-        ("warning", "dead-key", "lr_div_factor"),
-        ("note", "deprecated-key", "gc_steps"),
-    ]
-    assert "gc_collect_steps" in found[1].fix
-
-
 def test_a_padding_token_that_is_the_end_token_is_a_warning(places):
     text = "special_tokens:\n  pad_token: {}\n  eos_token: <e>\n"
     assert places(text.format("<e>")) == [("warning", "pad-token", "special_tokens.pad_token")]
@@ -177,7 +167,7 @@ def test_no_value_of_any_type_makes_a_check_fail(tmp_path, monkeypatch):
         [[1]],
         {"a": 1},
     ]
-    for name in [*KEYS.split(), *keys.table()["dead"]]:
+    for name in KEYS.split():
         for value in values:
             (tmp_path / "run.yaml").write_text(yaml.safe_dump({"test_datasets": [{"path": "a/b"}], name: value}))
             subject = Subject("run.yaml")

@@ -13,7 +13,7 @@ _LONG_WARMUP = 0.2
 def check(subject: Subject, rows: int | None, tokens: int | None = None) -> None:
     """The global batch and what follows from it. `rows` and `tokens` are those of the training rows."""
     micro, accumulation = _whole(subject, "micro_batch_size"), _whole(subject, "gradient_accumulation_steps")
-    processes = subject.limits.processes
+    processes = subject.processes
     deepspeed.check(subject, micro, accumulation, processes)
     batch = micro * accumulation * processes
     made = f"global batch {batch} ({micro} x {accumulation} x {processes} process{'' if processes == 1 else 'es'})"

@@ -1,38 +1,51 @@
-"""Leakage: evaluation rows that are in the training rows, word for word or nearly."""
+"""Leakage: evaluation questions that are among the training rows, word for word or nearly."""
 
 from typing import Any
 
+from lora_recipes.check import parts
+from lora_recipes.check.parts import Part
 from lora_recipes.check.subject import Subject
 from lora_recipes.data import similarity
 
+_MOST_LEAKED = 0.05
+"""The share of evaluation questions from which it is an error."""
 
-def check(subject: Subject, training: list[str], evaluation: dict[str, list[str]]) -> None:
-    """Compare the questions of each evaluation part (`test_datasets`, `test`) with those of training."""
+
+def check(subject: Subject, training: list[Part]) -> None:
+    """Compare the questions of `test_datasets` and of the test split with those of training."""
+    trained = _questions(training)
+    if not trained:
+        return
     shares: dict[str, Any] = {}
-    for part, texts in evaluation.items():
-        found = similarity.overlaps(texts, training, subject.limits.similarity)
-        exact = sum(one.exact for one in found)
-        shares[part] = {"rows": len(texts), "exact": exact, "near": len(found) - exact}
-        if not found:
-            continue
-        worst = max(found, key=lambda one: (one.exact, one.similarity))
-        share = len(found) / len(texts)
-        severity = "error" if share > subject.limits.leaked else "warning"
-        key = "test_datasets" if part == "validation" else "datasets"
-        subject.find(
-            severity,
-            "leakage",
-            key,
-            f"{len(found)} of {len(texts)} {part} questions ({share:.1%}) are in the training rows "
-            f"({exact} word for word), as {_short(texts[worst.row])!r} and {_short(training[worst.other])!r}",
-            f"at most {subject.limits.leaked:.0%} of them",
-            "take them out of one side (tools/data.py build --dedupe, tools/data.py leakage lists them)",
-        )
-    words = [
-        f"{part}: {one['exact']} exact, {one['near']} near of {one['rows']} questions" for part, one in shares.items()
+    for name, found in (("validation", parts.load(subject, "test_datasets")), ("test", parts.load_test(subject))):
+        if questions := _questions(found):
+            shares[name] = _compare(subject, name, questions, trained)
+    lines = [
+        f"{name}: {one['exact']} exact, {one['near']} near of {one['rows']} questions" for name, one in shares.items()
     ]
     if shares:
-        subject.report.fact("leakage", shares, "; ".join(words))
+        subject.report.fact("leakage", shares, "; ".join(lines))
+
+
+def _questions(found: list[Part]) -> list[str]:
+    return [question for part in found if not part.made_up for question in part.questions]
+
+
+def _compare(subject: Subject, name: str, asked: list[str], trained: list[str]) -> dict[str, int]:
+    found = similarity.overlaps(asked, trained)
+    exact, share = sum(one.exact for one in found), len(found) / len(asked)
+    if found:
+        worst = max(found, key=lambda one: (one.exact, one.similarity))
+        subject.find(
+            "error" if share > _MOST_LEAKED else "warning",
+            "leakage",
+            "test_datasets" if name == "validation" else "datasets",
+            f"{len(found)} of {len(asked)} {name} questions ({share:.1%}) are in the training rows "
+            f"({exact} word for word), as {_short(asked[worst.row])!r} and {_short(trained[worst.other])!r}",
+            f"at most {_MOST_LEAKED:.0%} of them",
+            "take them out of one side (tools/data.py build --dedupe, tools/data.py leakage lists them)",
+        )
+    return {"rows": len(asked), "exact": exact, "near": len(found) - exact}
 
 
 def _short(text: str) -> str:

@@ -8,6 +8,11 @@ from lora_recipes.check.parts import Part
 from lora_recipes.check.subject import Subject
 from lora_recipes.data import prompts
 
+_LEAST_TRAINED = 0.01
+"""The share of tokens with loss below which a run hardly learns."""
+_MOST_CUT = 0.05
+"""The share of rows over sequence_len from which it is an error."""
+
 
 @dataclass
 class Counts:
@@ -79,16 +84,16 @@ def _report(subject: Subject, counts: Counts, end: int | None, made_up: bool) ->
 
 
 def _judge(subject: Subject, counts: Counts, end: int | None) -> None:
-    limits, rows = subject.limits, counts.rows
+    rows = counts.rows
     if counts.without:
         subject.error(
             "no-trained-token", "train_on_inputs", f"{counts.without:,} of {rows:,} rows have no token with loss",
             "an answer in every row", "look at one with --row, and mend the prompt or the rows",
         )  # fmt: skip
-    elif counts.trained / counts.tokens < limits.trained:
+    elif counts.trained / counts.tokens < _LEAST_TRAINED:
         subject.error(
             "trained-share", "datasets", f"only {counts.trained / counts.tokens:.2%} of the tokens carry loss",
-            f"at least {limits.trained:.2%}", "shorten the prompt, or lower --min-trained if this is meant",
+            f"at least {_LEAST_TRAINED:.2%}", "shorten the prompt, or train longer answers",
         )  # fmt: skip
     if counts.on_prompt and not subject.config.get("train_on_inputs"):
         subject.error(
@@ -109,8 +114,8 @@ def _judge(subject: Subject, counts: Counts, end: int | None) -> None:
         share = counts.cut / rows
         done = "cut" if subject.config.get("excess_length_strategy") == "truncate" else "left out"
         subject.find(
-            "error" if share > limits.cut else "warning", "cut-rows", "sequence_len",
+            "error" if share > _MOST_CUT else "warning", "cut-rows", "sequence_len",
             f"{counts.cut:,} of {rows:,} rows ({share:.1%}) are over {int(subject.number('sequence_len', 512)):,} "
             f"tokens and are {done}; the longest has {counts.longest:,}",
-            f"at most {limits.cut:.0%} of them", "raise sequence_len or shorten the rows",
+            f"at most {_MOST_CUT:.0%} of them", "raise sequence_len or shorten the rows",
         )  # fmt: skip

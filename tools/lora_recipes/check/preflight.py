@@ -19,20 +19,20 @@ from lora_recipes.check import (
     traps,
 )
 from lora_recipes.check.findings import Finding, Report
-from lora_recipes.check.subject import Limits, Subject
+from lora_recipes.check.subject import Subject
 from lora_recipes.check.validation import Axolotl
 
 import click
 
 
 def run(
-    source: str | Path, axolotl: Axolotl, model_dir: Path | None = None, limits: Limits | None = None
+    source: str | Path, axolotl: Axolotl, model_dir: Path | None = None, processes: int = 1
 ) -> tuple[Subject, list[parts.Part]]:
     """Check a run file; gives the subject with its report, and the training rows for a view of them.
 
     Raises click.ClickException when the file is no YAML mapping at all.
     """
-    subject = Subject(source, model_dir, limits)
+    subject = Subject(source, model_dir, processes)
     _guarded(subject, "Axolotl's validation", axolotl.ask_validation)  # it imports while the rest goes on
     for module in (structure, secrets, inputs, traps, machine, targets, loading):
         _guarded(subject, module.__name__.rpartition(".")[2], module.check)
@@ -41,7 +41,7 @@ def run(
     counts = _guarded(subject, "masks", lambda one: masks.check(one, training, lengths))
     rows = (counts.rows, counts.tokens) if counts else (_rows(training), None)
     _guarded(subject, "arithmetic", lambda one: arithmetic.check(one, *rows))
-    _guarded(subject, "leakage", lambda one: _leakage(one, training))
+    _guarded(subject, "leakage", lambda one: leaks.check(one, training))
     _guarded(subject, "Axolotl's validation", axolotl.check)
     return subject, training
 
@@ -65,18 +65,6 @@ def _guarded(subject: Subject, name: str, check: Callable[[Subject], Any]) -> An
 def _rows(training: list[parts.Part]) -> int | None:
     found = [len(part.rows) for part in training if not part.made_up]
     return sum(found) if found else None
-
-
-def _leakage(subject: Subject, training: list[parts.Part]) -> None:
-    trained = [question for part in training if not part.made_up for question in part.questions]
-    if not trained:
-        return
-    evaluation = {}
-    for name, found in (("validation", parts.load(subject, "test_datasets")), ("test", parts.load_test(subject))):
-        questions = [question for part in found if not part.made_up for question in part.questions]
-        if questions:
-            evaluation[name] = questions
-    leaks.check(subject, trained, evaluation)
 
 
 def failed(source: str | Path, error: click.ClickException) -> Report:

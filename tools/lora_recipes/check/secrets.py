@@ -148,19 +148,3 @@ def _tracker_login(subject: Subject) -> None:
             )
         except Exception as error:  # not installed, or a settings file that it cannot read
             subject.report.skip("tracker login", f"wandb cannot be asked ({type(error).__name__})")
-    _other_tracker(subject, "comet", bool(subject.config.get("comet_project_name")), "~/.comet.config")
-    _other_tracker(subject, "swanlab", bool(subject.config.get("swanlab_project")), "~/.swanlab/.netrc")
-
-
-def _other_tracker(subject: Subject, name: str, wanted: bool, login: str) -> None:
-    config, variable = subject.config, f"{name.upper()}_API_KEY"
-    off = config.get(f"{name}_mode") in ("offline", "local", "disabled") or config.get(f"{name}_online") is False
-    keyed = config.get(f"{name}_api_key") or os.environ.get(variable) or Path(login).expanduser().exists()
-    if (config.get(f"use_{name}") is True or wanted) and not off and not keyed:
-        subject.warning(
-            "tracker-login",
-            f"use_{name}" if f"use_{name}" in config else next(key for key in config if str(key).startswith(name)),
-            f"scores are to go to {name}, and no login is found here",
-            f"a login, or {name}_mode: offline",
-            f"log in, or set {variable} where it trains",
-        )

@@ -1,4 +1,4 @@
-"""Keys: unknown, doubled, of the wrong type, dead in the pinned Axolotl or dropped in its newest release."""
+"""Keys: unknown, written twice, of the wrong type, or dropped in Axolotl's newest release."""
 
 from typing import Any
 

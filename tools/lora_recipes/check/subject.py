@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,15 @@ from lora_recipes.support import libraries
 import click
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The thresholds of the checks, as shares from 0 to 1."""
-
-    trained: float = 0.01
-    """Least share of tokens that carry loss."""
-    cut: float = 0.05
-    """Largest share of rows over sequence_len."""
-    leaked: float = 0.05
-    """Largest share of evaluation rows that are in the training rows."""
-    similarity: float = 0.8
-    """Jaccard similarity of the words from which two questions are nearly the same."""
-    processes: int = 1
-    """Processes of the run, one a GPU."""
-
-
 class Subject:
     """One run file under check. What cannot be loaded is None, and said once in the report."""
 
-    def __init__(self, source: str | Path, model_dir: Path | None = None, limits: Limits | None = None) -> None:
-        """Raises click.ClickException when the file cannot be read as a YAML mapping at all."""
-        self.limits = limits or Limits()
+    def __init__(self, source: str | Path, model_dir: Path | None = None, processes: int = 1) -> None:
+        """`processes` is the number that the run will have, one for each GPU.
+
+        Raises click.ClickException when the file cannot be read as a YAML mapping at all.
+        """
+        self.processes = processes
         name, text = runfile.source_text(source)
         document = yamlfile.read(text, name)
         self.report = Report(name)

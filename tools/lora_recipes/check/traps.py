@@ -14,12 +14,12 @@ _DATA = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
 
 
 def check(subject: Subject) -> None:
-    """Packing without isolation, a stale cache, half a QLoRA, optimizers, dead keys."""
+    """Packing without isolation, a stale cache, half a QLoRA, unknown optimizers, a padding token that ends answers."""
     _packing(subject)
     _stale_cache(subject)
     _four_bit(subject)
     _optimizer(subject)
-    _old_keys(subject)
+
     _pad_token(subject)
     if subject.number("num_epochs") and subject.number("max_steps") > 0:
         subject.note(
@@ -135,25 +135,6 @@ def _optimizer(subject: Subject) -> None:
             "an optimizer that Axolotl or transformers has",
             keys.nearest(value.lower(), known).removeprefix(", ") or "write adamw_torch",
         )
-
-
-def _old_keys(subject: Subject) -> None:
-    table = keys.table()
-    release = f"Axolotl {table['axolotl']}"
-    written = [key for key, value in subject.config.items() if value is not None]
-    for key in written:
-        if key in table["dead"]:
-            subject.warning(
-                "dead-key", key, f"{release} has this key and never reads it", "a key that acts", "delete it"
-            )
-        elif key in table["deprecated"] and key not in table["newest"]["dropped"]:
-            subject.note(
-                "deprecated-key",
-                key,
-                f"{release} still takes it and wants another",
-                table["deprecated"][key],
-                f"write {table['deprecated'][key]}",
-            )
 
 
 def _pad_token(subject: Subject) -> None:

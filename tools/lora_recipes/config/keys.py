@@ -21,7 +21,7 @@ def nearest(word: str, known: Any) -> str:
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """axolotl_keys.json, made by schema.py: keys, plugins, optimizers, and what is dead, deprecated, or gone since."""
+    """axolotl_keys.json, which schema.py writes: keys, plugins, optimizers, and what the newest release dropped."""
     return dict(json.loads(Path(__file__).with_name("axolotl_keys.json").read_text(encoding="utf-8")))
 
 

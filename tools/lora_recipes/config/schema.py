@@ -13,7 +13,7 @@ import enum
 import importlib
 import json
 import os
-import re
+import pkgutil
 import subprocess
 import sys
 import types
@@ -91,28 +91,25 @@ def _flat(annotation: Any) -> list[Any]:
 _REPLACED = {"fsdp": "use fsdp_config and fsdp_version"}
 """What took the place of a key that the newest release has dropped."""
 
-_BY_PREFIX = ("wandb_", "comet_", "mlflow_", "trackio_", "swanlab_")
-"""Axolotl passes trackers' keys on by prefix, so that their names are nowhere in its code."""
-
-
-def _installed() -> Path:
-    return Path(str(importlib.import_module("axolotl").__path__[0]))
-
 
 def plugins() -> dict[str, Any]:
     """Plugin -> the keys that it adds, of the plugins that come with Axolotl and can be imported here."""
+    import axolotl.integrations
+    from axolotl.integrations.base import BasePlugin
+
     found = {}
-    for file in sorted(_installed().glob("integrations/*/*.py")):
-        text = file.read_text(encoding="utf-8")
-        named = re.search(r"class (\w+)\(BasePlugin\)", text)
-        args = re.search(r"def get_input_args.*?return \"([\w.]+)\"", text, re.S)
-        if not named:
+    for package in pkgutil.iter_modules(axolotl.integrations.__path__, "axolotl.integrations."):
+        if not package.ispkg:
             continue
-        name = f"axolotl.integrations.{file.parent.name}.{named[1]}"
         try:
-            module, _, model = args[1].rpartition(".") if args else ("", "", "")
-            found[name] = _model(getattr(importlib.import_module(module), model), ()) if args else {}
-        except ImportError:  # a plugin whose library is not here: its keys stay unknown
+            module = importlib.import_module(package.name)
+            kinds: list[Any] = [one for one in vars(module).values() if BasePlugin in getattr(one, "__bases__", ())]
+            for kind in kinds:
+                path, _, model = (kind().get_input_args() or "").rpartition(".")
+                found[f"{package.name}.{kind.__name__}"] = (
+                    _model(getattr(importlib.import_module(path), model), ()) if path else {}
+                )
+        except ImportError:  # a plugin whose library is not installed: its keys stay unknown
             continue
     return found
 
@@ -123,30 +120,6 @@ def optimizers() -> list[str]:
     from transformers.training_args import OptimizerNames
 
     return sorted({item.value for names in (OptimizerNames, CustomSupportedOptimizers) for item in names})
-
-
-def dead(known: dict[str, Any]) -> list[str]:
-    """Keys that the schema takes and no line of Axolotl's code reads."""
-    schemas, code = "", ""
-    for file in _installed().rglob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        schemas, code = (schemas + text, code) if "schemas" in file.parts else (schemas, code + text)
-    words = set(re.findall(r"\w+", code))
-    unread = [key for key in known if key not in words and not key.startswith(_BY_PREFIX)]
-    return [key for key in unread if len(re.findall(rf"\b{key}\b", schemas)) == 1 and key != "model_revision"]
-
-
-def deprecated() -> dict[str, str]:
-    """Key -> the keys that took its place, as Axolotl's schema names them."""
-    from axolotl.utils.schemas.config import AxolotlInputConfig
-
-    found = {}
-    for key, field in AxolotlInputConfig.model_fields.items():
-        words = " ".join(str(field.deprecated or "").split())
-        instead = [name for name in re.findall(r"`([^`]+)`", words) if name != key] or re.findall(r"Use (\w+)", words)
-        if words:
-            found[key] = ", ".join(name.rstrip(".") for name in instead)
-    return found
 
 
 def _paths(node: Any, above: str = "") -> set[str]:
@@ -177,8 +150,6 @@ def main() -> None:
         "axolotl": version("axolotl"),
         "newest": newest(known, sys.argv[1]) if len(sys.argv) > 1 else stored["newest"],
         "optimizers": optimizers(),
-        "dead": dead(known),
-        "deprecated": deprecated(),
         "plugins": plugins(),
         "keys": known,
     }
