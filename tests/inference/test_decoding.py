@@ -112,7 +112,7 @@ def test_the_beginning_is_computed_once_and_finished_rows_leave(monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_in_float32_twelve_questions_with_adapters_switched_are_answered_as_one_by_one(
+def test_in_float32_questions_with_adapters_switched_are_answered_as_one_by_one(
     run_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     import torch
@@ -129,15 +129,15 @@ def test_in_float32_twelve_questions_with_adapters_switched_are_answered_as_one_
     model.generation_config = GenerationConfig()
     for name in ("one", "two"):
         model = loading.load_adapter(model, tmp_path / name, name)
-    batch = questions.load(run, tokenizer, "test")[0][:12]
+    batch = questions.load(run, tokenizer, "test")[0][:7]
     assert len({len(one.prompt_ids) for one in batch}) > 4
     answers = []
     for name in ("one", "", "two", "one"):
         with evaluate._active(model.eval(), name):
-            found = [reply.token_ids for reply in decode(model, batch, 16, ends=[2])]
-            alone = [decoding.generate(model, 0, [one.prompt_ids], [2], 16)[0] for one in batch]
-        assert found == alone
-        answers.append(found)
+            answers.append([reply.token_ids for reply in decode(model, batch, 8, ends=[2])])
+            if len(answers) < 4:  # the fourth time it is compared with the first
+                alone = [decoding.generate(model, 0, [one.prompt_ids], [2], 8)[0] for one in batch]
+                assert answers[-1] == alone
     assert answers[0] == answers[3] and len({str(found) for found in answers}) == 3
 
 
