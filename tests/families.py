@@ -174,7 +174,13 @@ BASES = {
     "google/gemma-3-1b-it": "gemma3",
     "mistralai/Mistral-7B-Instruct-v0.3": "mistral",
 }
-"""The recipes' base models, and the family of each."""
+"""Base models that have a stand-in, and the family of each."""
+
+
+def family_of(base_model: str) -> str:
+    """The family that stands in for a base model: a Llama for one that has none of its own."""
+    return BASES.get(base_model, "llama3.2")
+
 
 _TINY = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 _TINY_WHERE_NAMED = {"num_key_value_heads": 2, "head_dim": 32, "sliding_window": 32}

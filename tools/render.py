@@ -16,9 +16,8 @@ def _print_list() -> None:
         facts = ingredients.load_recipe(name).facts
         only = f"; only {' '.join(render.checked_in(name))}" if facts["variants"] else ""
         click.echo(f"recipe   {name:<31} {facts['title']}; {facts['hardware']}{only}")
-    for name in render.variant_names():
-        words = render.parse_words(name)
-        click.echo(f"variant  {name:<31} {words}")
+    for name, section in render.variants().items():
+        click.echo(f"variant  {name:<31} {section['words']}")
 
 
 def _checked_in() -> dict[Path, str]:

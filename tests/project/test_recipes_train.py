@@ -44,7 +44,7 @@ def replaced(tmp_path_factory, tiny):
         config = yaml.safe_load(render.render(recipe, variant))
         base = config["base_model"]
         if base not in made:
-            made[base] = families.tiny_folder(families.BASES[base], folder / families.BASES[base])
+            made[base] = families.tiny_folder(families.family_of(base), folder / base.replace("/", "--"))
         rows = folder / "alpaca.json" if "field_input" in str(config["datasets"]) else folder
         plugins = dict.fromkeys([CPU, *config.get("plugins", [])])
         return [
@@ -99,9 +99,7 @@ def test_it_trains_two_steps_through_the_pipe(trained, recipe, variant):
 
 
 def test_no_pair_is_left_out(trained):
-    """All recipes that there are templates for, each in ten variants or in those that it names."""
-    own = [recipe for recipe in ingredients.recipe_names() if ingredients.load_recipe(recipe).facts["variants"]]
-    assert len(own) == 3 and len(PAIRS) == 10 * (len(ingredients.recipe_names()) - 3) + 5
+    """All that is under recipes/."""
     assert {f"{recipe}/{variant}.yaml" for recipe, variant in PAIRS} == {
         str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "recipes").glob("*/*.yaml")
     }

@@ -53,10 +53,9 @@ def two_layers(path):
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
 
 
-def test_the_table_has_the_base_model_of_every_recipe():
-    assert {ingredients.load_recipe(name).run["base_model"] for name in ingredients.recipe_names()} == set(
-        memory_model.models()
-    )
+def test_the_table_has_base_models_of_recipes_only():
+    named = {ingredients.load_recipe(name).run["base_model"] for name in ingredients.recipe_names()}
+    assert set(memory_model.models()) <= named
 
 
 @pytest.mark.slow
@@ -169,9 +168,9 @@ from lora_recipes.config import runfile
 run, rows, length = runfile.load(pathlib.Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
 import peft, transformers
 before = memory.resident()
-model = adapting.adapted(run).train()
+model = lora_model.adapted(run).train()
 optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
-head = headloss.detach(model) if "PlainTrainerPlugin" in str(run.config["plugins"]) else None
+head = chunked_loss.detach(model) if "PlainTrainerPlugin" in str(run.config["plugins"]) else None
 ids = torch.randint(1000, 40000, (rows, length))
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
 for _ in range(2):
@@ -179,7 +178,7 @@ for _ in range(2):
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     else:
         hidden = model(input_ids=ids, use_cache=False).logits
-        loss = headloss.loss(hidden[:, :-1].flatten(0, 1), head, ids[:, 1:].flatten())
+        loss = chunked_loss.loss(hidden[:, :-1].flatten(0, 1), head, ids[:, 1:].flatten())
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

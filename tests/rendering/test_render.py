@@ -22,11 +22,10 @@ def parsed(recipe, variant, *settings):
     return yamlfile.load(render.render(recipe, variant, settings), "rendered").data
 
 
-def test_the_recipes_and_their_files_are_found():
-    families = {"phi4-mini", "smollm2", "qwen3", "llama3.2", "gemma3", "mistral"}
-    assert {f"{family}-african-history" for family in families} <= set(RECIPES)
-    assert sum(recipe.endswith("-african-history") for recipe, _ in FILES) == 10 * len(families)
-    assert len(list((ROOT / "recipes").glob("*/*.yaml"))) == len(FILES)
+def test_the_files_under_recipes_are_those_of_the_templates():
+    assert len(RECIPES) >= 10 and all(render.checked_in(recipe) for recipe in RECIPES)
+    found = {path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*.yaml")}
+    assert {str(path) for path in found} == {f"{recipe}/{variant}.yaml" for recipe, variant in FILES}
 
 
 @pytest.mark.parametrize(("recipe", "variant"), FILES)
@@ -155,9 +154,8 @@ for path, base in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 def stand_in(recipe, folder):
-    """The stand-in for a recipe's base model, made in the folder unless it is there; SmolLM2 is a Llama."""
-    name = recipe.removesuffix("-african-history").removesuffix("-as-published").removesuffix("-alpaca-gpt4")
-    family = {"lorafrica-axolotl": "phi4-mini", "lorafrica-peft": "phi4-mini", "smollm2": "llama3.2"}.get(name, name)
+    """The stand-in for a recipe's base model, made in the folder unless it is there."""
+    family = families.family_of(ingredients.load_recipe(recipe).run["base_model"])
     return folder / family if (folder / family).exists() else families.model_folder(family, folder / family)
 
 
@@ -269,24 +267,24 @@ def test_the_global_batch_stays_when_gpus_change(recipe, gpus, micro, steps):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_gpu_gets_eight_short_rows_a_pass_and_an_as_published_recipe_what_was_published(recipe):
-    rows = {"mistral-african-history": 4, "phi1.5-alpaca-gpt4": 2}.get(recipe, 8)
-    assert parsed(recipe, "lora")["micro_batch_size"] == (2 if recipe.endswith("as-published") else rows)
+def test_the_micro_batches_of_every_recipe_make_its_global_batch(recipe):
+    facts = ingredients.load_recipe(recipe).facts
+    for variant in render.checked_in(recipe):
+        run = parsed(recipe, variant)
+        assert run["micro_batch_size"] * run["gradient_accumulation_steps"] * facts["gpus"] == facts["global_batch"]
 
 
-def test_an_undefined_name_in_a_template_is_an_error_with_its_line(tmp_path, monkeypatch):
-    (tmp_path / "lora.yaml").write_text("variant:\n  words: LoRA\nseed: {{ sede }}\n")
-    monkeypatch.setattr(render, "VARIANTS", tmp_path)
-    with pytest.raises(click.ClickException, match=r"lora.yaml, line 3: 'sede' is undefined"):
-        render.render(RECIPES[0], "lora")
-
-
-def test_a_template_expression_in_ingredients_is_an_error_with_its_line(tmp_path):
-    text = (ingredients.RECIPES / f"{RECIPES[0]}.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(text.replace("seed: 42", "seed: {{ seed }}"))
-    line = text[: text.index("seed: 42")].count("\n") + 1
-    with pytest.raises(click.ClickException, match=rf"mine.yaml, line {line}: .*not a template"):
-        render.render(str(tmp_path / "mine.yaml"), "lora")
+def test_a_variant_is_one_file(tmp_path, monkeypatch):
+    shutil.copytree(render.VARIANTS, tmp_path / "variants")
+    (tmp_path / "variants" / "packed.yaml").write_text("variant:\n  words: packed\nsample_packing: true\n")
+    monkeypatch.setattr(render, "VARIANTS", tmp_path / "variants")
+    render.variants.cache_clear()
+    try:
+        assert render.checked_in(RECIPES[0])[-1] == "packed" and list(render.variants())[-1] == "packed"
+        assert parsed(RECIPES[0], "packed+qlora")["sample_packing"] is True
+        assert ", QLoRA + packed." in render.render(RECIPES[0], "packed+qlora")
+    finally:
+        render.variants.cache_clear()
 
 
 def test_ingredients_of_ones_own_render(tmp_path):

@@ -74,8 +74,8 @@ def test_the_plain_run_has_the_published_values(variant):
 def test_the_plain_run_takes_the_published_steps():
     text = render.render(PEFT, "peft")
     run = RunFile(yamlfile.load(text, "rendered"), text, ROOT)
-    assert settings.total_steps(run, published(HISTORY)["splits"]["train"]) == 2650
-    settings.require_supported(run)
+    assert run.steps(published(HISTORY)["splits"]["train"]) == 2650
+    settings.read(run)
 
 
 def test_the_plain_runs_targets_can_be_had_by_one_setting():

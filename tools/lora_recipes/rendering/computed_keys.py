@@ -1,15 +1,13 @@
 """What follows from a recipe and a variant: the share of each step in the global batch, and where outputs go."""
 
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from lora_recipes import ROOT
-from lora_recipes.config import yamlfile
+from lora_recipes.config import values, yamlfile
 from lora_recipes.rendering.ingredients import Rendered
-from lora_recipes.support import files
 
 import click
 
@@ -65,27 +63,15 @@ def data_digest(run: dict[str, Any], root: Path = ROOT) -> str:
 def inline_deepspeed(made: Rendered) -> None:
     """Put the DeepSpeed file into the run file; does nothing to one without."""
     if isinstance(made.run.get("deepspeed"), str):
-        made.run["deepspeed"] = _deepspeed(made.run)
+        made.run["deepspeed"] = values.deepspeed_settings(made.run["deepspeed"], ROOT)
         forget_comments(made, ("deepspeed",))
 
 
-def zero_stage(run: dict[str, Any]) -> Any:
-    """DeepSpeed's ZeRO stage; None without DeepSpeed, and where its file is not to be had."""
-    path = run.get("deepspeed")
-    config = _deepspeed(run) if not isinstance(path, str) or (ROOT / path).is_file() else None
-    zero = config.get("zero_optimization") if isinstance(config, dict) else None
-    return zero.get("stage") if isinstance(zero, dict) else None
-
-
-def _deepspeed(run: dict[str, Any]) -> Any:
-    """The DeepSpeed configuration of a run file, read where a file is named."""
-    path = run.get("deepspeed")
-    if not isinstance(path, str):
-        return path
-    try:
-        return json.loads(files.read_text(ROOT / path))
-    except json.JSONDecodeError as error:
-        raise click.ClickException(f"{path}, line {error.lineno}: invalid JSON: {error.msg}.") from None
+def zero_stage(run: dict[str, Any]) -> int:
+    """DeepSpeed's ZeRO stage; 0 without DeepSpeed, and where its file is not to be had."""
+    named = run.get("deepspeed")
+    there = not isinstance(named, str) or (ROOT / named).is_file()
+    return values.zero_stage(values.deepspeed_settings(named, ROOT)) if there else 0
 
 
 def forget_comments(made: Rendered, path: yamlfile.Path) -> None:

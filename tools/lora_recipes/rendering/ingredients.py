@@ -1,6 +1,5 @@
 """The ingredients of a recipe: plain YAML with a `recipe:` section of facts and Axolotl's keys below it."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,22 +50,9 @@ def load_recipe(recipe: str) -> Rendered:
             raise click.UsageError(f"no recipe {recipe!r}{near} Known: {', '.join(known)}; or give a path to your own.")
         raise click.UsageError(f"no ingredients file {recipe}; `tools/render.py --list` shows the recipes there are.")
     label = files.relative(path)
-    text = files.read_text(path)
-    _require_plain(text, label)
-    document = yamlfile.load(text, label)
+    document = yamlfile.load(files.read_text(path), label)
     facts = _checked_facts(document)
     return Rendered(path.stem, "", facts, document.data, document.comments, label)
-
-
-def _require_plain(text: str, label: str) -> None:
-    """Ingredients are data: what looks like a template outside of quotes is a mistake."""
-    unquoted = re.sub(r'"[^"\n]*"|\'[^\'\n]*\'', lambda quoted: "s" * len(quoted.group()), text)
-    if found := re.search(r"(?m)^[^#\n]*?(\{\{|\{%)", unquoted):
-        line = text.count("\n", 0, found.start(1)) + 1
-        raise click.ClickException(
-            f"{label}, line {line}: {found.group(1)} … : ingredients are plain YAML, not a template; "
-            "write the value, or quote it."
-        )
 
 
 def _checked_facts(document: yamlfile.Document) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Recipe + variant -> run file. Imports nothing heavy: `tools/render.py` answers in a fraction of a second."""
 
+import functools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,33 @@ from lora_recipes.support import files
 
 import click
 import jinja2
-from jinja2 import sandbox
 
 VARIANTS = ROOT / "templates" / "variants"
-CHECKED_IN = ("lora", "qlora", "ds2", "ds3", "peft", "peft+ds2", "peft+qlora", "qlora+ds2", "dora", "rslora")
-"""The variants that are kept under recipes/, unless a recipe names its own."""
-
-_ORDER = ("lora", "peft", "qlora", "dora", "rslora", "ds2", "ds3")
 
 
-def variant_names() -> list[str]:
-    return sorted((path.stem for path in VARIANTS.glob("*.yaml")), key=_rank)
+@functools.cache
+def variants() -> dict[str, dict[str, Any]]:
+    """Name -> the `variant:` section of its template, in the order in which variants apply.
+
+    words: what it is, for headers. order: its place among the others. checked_in: the combinations with variants
+    before it that are kept under recipes/, by default itself alone. excludes: variant -> why the two make no sense.
+    """
+    nothing = Rendered("", "", {"cpu": False}, {}, {}, "")
+    defaults: dict[str, Any] = {"order": 99, "excludes": {}}
+    found = {
+        path.stem: defaults | {"checked_in": [path.stem]} | _delta(nothing, path.stem)[0]
+        for path in sorted(VARIANTS.glob("*.yaml"))
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1]["order"]))
 
 
-def _rank(name: str) -> tuple[int, str]:
-    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+def _rank(variant: str) -> list[int]:
+    return [list(variants()).index(name) for name in variant.split("+")]
+
+
+def usual() -> list[str]:
+    """The variants that are kept under recipes/ of a recipe that does not name its own."""
+    return sorted((name for section in variants().values() for name in section["checked_in"]), key=_rank)
 
 
 def checked_in(recipe: str) -> tuple[str, ...]:
@@ -34,8 +47,8 @@ def checked_in(recipe: str) -> tuple[str, ...]:
 
     Raises click.UsageError for a variant of the recipe's own list that is none or makes no sense.
     """
-    made = ingredients.load_recipe(recipe)
-    return tuple(_joined(parse_variant(name, made)) for name in made.facts["variants"] or CHECKED_IN)
+    own = ingredients.load_recipe(recipe).facts["variants"]
+    return tuple(_joined(parse_variant(name)) for name in own or usual())
 
 
 def _joined(names: list[str]) -> str:
@@ -52,10 +65,10 @@ def render(
     """The text of a run file; output: where it will be, for the commands of its header.
 
     Raises click.UsageError for an unknown recipe or variant, a combination that makes no sense or
-    a bad setting, and click.ClickException for a mistake in a template or an ingredients file.
+    a bad setting, and click.ClickException for a mistake in an ingredients file.
     """
     made = ingredients.load_recipe(recipe)
-    deltas = parse_variant(variant, made)
+    deltas = parse_variant(variant)
     made.variant = _joined(deltas)
     for name in deltas:
         _apply_delta(made, name)
@@ -67,10 +80,9 @@ def render(
     return _fill(made, _commands(made, settings, output))
 
 
-def parse_variant(variant: str, made: Rendered) -> list[str]:
+def parse_variant(variant: str) -> list[str]:
     """The names of the deltas, in the order in which they apply; refuses senseless combinations."""
-    names = variant.split("+")
-    known = variant_names()
+    names, known = variant.split("+"), variants()
     for name in names:
         if name not in known:
             raise click.UsageError(
@@ -78,22 +90,15 @@ def parse_variant(variant: str, made: Rendered) -> list[str]:
             )
     if repeated := {name for name in names if names.count(name) > 1}:
         raise click.UsageError(f"variant {variant!r} names {repeated.pop()!r} twice; once is enough.")
-    names = sorted(names, key=_rank)
     for name in names:
-        for other, reason in _delta(made, name)[0].get("excludes", {}).items():
+        for other, reason in known[name]["excludes"].items():
             if other in names:
                 raise click.UsageError(f"variant {variant!r} makes no sense: {reason}")
-    return names
-
-
-def parse_words(variant: str) -> str:
-    """What a variant is, in words."""
-    section, _ = _delta(Rendered("", "", {"cpu": False}, {}, {}, ""), variant)
-    return str(section["words"])
+    return sorted(names, key=_rank)
 
 
 def _delta(made: Rendered, name: str) -> tuple[dict[str, Any], yamlfile.Document]:
-    """A variant's own section (words, excludes) and its keys."""
+    """A variant's own section and its keys."""
     path = VARIANTS / f"{name}.yaml"
     text = _jinja(path, recipe=made.facts, run=made.run)
     document = yamlfile.load(text, files.relative(path))
@@ -110,26 +115,10 @@ def _apply_delta(made: Rendered, name: str) -> None:
 
 
 def _jinja(path: Path, **context: Any) -> str:
-    env = sandbox.SandboxedEnvironment(
+    environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    try:
-        source = files.read_text(path)
-        return env.from_string(source).render(**context)
-    except jinja2.TemplateSyntaxError as error:
-        raise click.ClickException(f"{files.relative(path)}, line {error.lineno}: {error.message}.") from None
-    except jinja2.TemplateError as error:
-        raise click.ClickException(f"{files.relative(path)}, line {_template_line(error)}: {error.message}.") from None
-
-
-def _template_line(error: BaseException) -> int:
-    """The line of the template in which rendering stopped: Jinja rewrites the traceback to it."""
-    line, frame = 0, error.__traceback__
-    while frame:
-        if frame.tb_frame.f_code.co_filename == "<template>":
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line
+    return environment.from_string(files.read_text(path)).render(**context)
 
 
 def _apply_setting(made: Rendered, setting: str) -> None:

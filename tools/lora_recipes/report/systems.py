@@ -86,7 +86,7 @@ def _require_plain_name(system: System) -> None:
 
 def _order(system: System) -> tuple[str, int, str]:
     """By recipe, base first, then the variants as recipes/ has them, then the others by name."""
-    known = ("base", *render.CHECKED_IN)
+    known = ("base", *render.usual())
     return system.recipe, known.index(system.name) if system.name in known else len(known), system.name
 
 
