@@ -12,8 +12,8 @@ from lora_recipes import ROOT
 from lora_recipes.config import runfile
 from lora_recipes.models import adapters, loading
 from lora_recipes.rendering import render
-from lora_recipes.support import supervision
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -251,7 +251,7 @@ def test_a_launcher_that_is_killed_takes_its_trainers_with_it(rows, tmp_path):
     command = [BIN / "axolotl", "train", path, "--launcher", "torchrun", "--", "--nproc-per-node=1"]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     assert wait_for(lambda: list(folder.glob("checkpoint-*/trainer_state.json")), 400)
-    below = list(supervision.descendants(running.pid))
+    below = [process.pid for process in psutil.Process(running.pid).children(recursive=True)]
     os.kill(running.pid, signal.SIGKILL)  # the command alone: what it started has to end with it
     running.wait()
     assert below and wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 100)

@@ -5,7 +5,7 @@ import json
 from lora_recipes import ROOT
 from lora_recipes.check import inputs, strategies
 from lora_recipes.check.subject import Subject
-from lora_recipes.config import runfile
+from lora_recipes.config import values
 
 import pytest
 
@@ -16,7 +16,7 @@ def here(tmp_path, monkeypatch):
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(runfile, "ROOT", folder)
+    monkeypatch.setattr(values, "ROOT", folder)
     return folder
 
 

@@ -31,13 +31,13 @@ def tokenizers(embedded_model):
 def survey(path, tokenizers):
     """All that the plain trainer and the evaluation read of a run file before a model is loaded."""
     run = runfile.load(path)
-    settings.require_supported(run)
+    settings.read(run)
     wanted = json.dumps([run.config.get(key) for key in ("base_model", "special_tokens", "chat_template")])
     if wanted not in tokenizers:
         tokenizers[wanted] = loading.load_tokenizer(run)
     rows = [batches.tokenize(run, tokenizers[wanted], part) for part in ("train", "validation")]
     settings.training_arguments(run, len(rows[0].dataset), rows[1] is not None)
-    settings.total_steps(run, len(rows[0].dataset))
+    run.steps(len(rows[0].dataset))
     questions.load(run, tokenizers[wanted], "test")
 
 

@@ -22,14 +22,25 @@ def test_a_failed_write_leaves_the_previous_file_and_nothing_beside_it(tmp_path,
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("result.json", "old")]
 
 
-def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
-    left, living = (tmp_path / f".result.json.{name}.unfinished" for name in ("left", "living"))
-    for path in (left, living):
-        path.touch()
-    with living.open("rb") as file:
+def test_what_a_killed_writer_left_is_written_over(tmp_path):
+    (tmp_path / ".result.json.unfinished").write_text("half of something that was longer")
+    files.write_text(tmp_path / "result.json", "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("result.json", "new")]
+
+
+def test_what_a_living_writer_has_begun_is_waited_for(tmp_path):
+    path, begun = tmp_path / "result.json", tmp_path / ".result.json.unfinished"
+    begun.write_text("first")
+    with begun.open("rb") as file, concurrent.futures.ThreadPoolExecutor() as pool:
         fcntl.flock(file, fcntl.LOCK_EX)
-        files.write_text(tmp_path / "result.json", "new")
-    assert {path.name for path in tmp_path.iterdir()} == {"result.json", living.name}
+        second = pool.submit(files.write_text, path, "second")
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        assert begun.read_text() == "first"
+        begun.rename(path)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        second.result(timeout=5)
+    assert path.read_text() == "second" and list(tmp_path.iterdir()) == [path]
 
 
 def write_often(path, text):
@@ -54,10 +65,31 @@ def test_a_folder_is_published_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "merged" / "a").read_text() == "first"
 
 
+def test_what_is_cleared_up_for_a_folder_is_its_own(tmp_path):
+    """`merged` is a beginning of `merged.v2`: two merges at a time once deleted each other's work."""
+    with files.whole_folder(tmp_path / "merged.v2") as other:
+        (other / "a").touch()
+        with files.whole_folder(tmp_path / "merged") as folder:
+            (folder / "b").touch()
+        assert (other / "a").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", "merged.v2"}
+
+
+def test_a_folder_that_is_busy_is_a_sentence_and_a_free_one_is_held(tmp_path):
+    with (
+        files.locked(tmp_path / "out", "out is busy"),
+        pytest.raises(click.ClickException, match="out is busy"),
+        files.locked(tmp_path / "out", "out is busy"),
+    ):
+        pass
+    with files.locked(tmp_path / "out", "out is busy"):
+        pass
+
+
 def test_a_full_disk_said_by_a_library_is_a_sentence_and_other_errors_pass():
-    with pytest.raises(click.ClickException, match="the disk is full"), files.clear_errors("out"):
+    with pytest.raises(click.ClickException, match="the disk is full"), files.as_click_errors("out"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(RuntimeError, match="mine"), files.clear_errors("out"):
+    with pytest.raises(RuntimeError, match="mine"), files.as_click_errors("out"):
         raise RuntimeError("mine")
 
 

@@ -6,7 +6,6 @@ its machine. `--overwrite` trains anew over what the output folder holds. A swee
 through unchanged; of those, one that is given `-` gets the path of the kept run file.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,11 +15,14 @@ from typing import Any
 from lora_recipes.config import keys, runfile
 from lora_recipes.data import prepared, rows
 from lora_recipes.results import result_files
-from lora_recipes.support import files, processes, supervision
+from lora_recipes.support import processes
 
 import click
 
 _PLUGIN = "lora_recipes.plugin.RunPlugin"
+
+_GRACE = 120
+"""Seconds between a launcher's SIGTERM and SIGKILL: for a step, a due evaluation and a checkpoint."""
 
 
 def main() -> None:
@@ -78,11 +80,13 @@ def train_call(args: list[str]) -> TrainCall | None:
 def read(source: str, settings: dict[str, Any] | None = None) -> runfile.RunFile:
     """The run file of a path or stdin, with plugins and local inputs that are there. Raises click.ClickException."""
     given = runfile.load(source)
+    changed = {}
     for name, value in (settings or {}).items():
         if types := keys.known_type((name,)):  # the others are about the call, as --debug is
-            given.config[name] = value if isinstance(value, bool) else keys.typed(name, value, types)
-    _require_plugins(given)
-    _require_inputs(given)
+            changed[name] = value if isinstance(value, bool) else keys.typed(name, value, types)
+    given = given.replaced(**changed)
+    given.require_plugins()
+    _require_readable(given)
     return given
 
 
@@ -114,14 +118,14 @@ def quietly(args: list[str]) -> list[str]:
 def plugins(run: runfile.RunFile) -> tuple[str, ...]:
     """What the kept run file names beside its own plugins."""
     ours = (_PLUGIN, "lora_recipes.plugin.CpuPlugin")
-    return () if set(ours) & set(run.config.get("plugins") or []) else (_PLUGIN,)
+    return () if set(ours) & set(run.plugins) else (_PLUGIN,)
 
 
 def _train(call: TrainCall) -> None:
     """Start the trainer, or go on with it; nothing where this very run file was trained to its end."""
     given = read(call.source, call.settings)
-    processes.require_accelerator(given.name, given.config.get("plugins"))
-    with files.claimed(given.output_dir) as claim:
+    processes.require_accelerator(given.name, given.plugins)
+    with given.claimed() as claim:
         if call.overwrite:
             from lora_recipes.training import checkpoints
 
@@ -133,19 +137,29 @@ def _train(call: TrainCall) -> None:
         prepared.remove_unfinished(prepared.folder(run.config.get("dataset_prepared_path")))
         click.echo(f"run file kept as {run.name}", err=True)
         args = with_path(call.args, call.source, run.name)
-        if call.launched or not _alone():
-            # torchrun kills its processes 30 s after it was told to end, checkpoint or not, unless told otherwise.
-            os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(supervision.GRACE))
-            sys.argv[1:] = quietly(args)
-            return supervision.run(_axolotl_quietly)
-        # In this very process, which needs no supervision; its data loaders outlive it by seconds, without the claim.
+        if call.launched or not _one_device():
+            return _launch(args, claim)
+        # In this very process. Its data loaders outlive it by seconds: they do not hold the claim.
         held = [claim]  # emptied in a child: what it forks in turn has nothing to close
         os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
         sys.argv[1:] = [args[0], "--launcher", "python", *args[1:]]
         return _axolotl_quietly()
 
 
-def _alone() -> bool:
+def _launch(args: list[str], claim: int) -> None:
+    """Let Axolotl replace this process by a launcher, which holds the claim and passes SIGTERM on to its trainers.
+
+    A launcher that is killed cannot: each trainer is told by the kernel (processes.end_with_launcher).
+    """
+    os.set_inheritable(claim, True)
+    os.environ[processes.LAUNCHER] = str(os.getpid())  # which exec keeps
+    # torchrun kills its processes 30 s after it was told to end, checkpoint or not, unless told otherwise.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE))
+    sys.argv[1:] = quietly(args)
+    return _axolotl_quietly()
+
+
+def _one_device() -> bool:
     """One device or none, and no settings of accelerate's own: its launcher would start one process."""
     import torch
     from accelerate.commands.config.config_args import default_config_file
@@ -163,28 +177,10 @@ def _axolotl_quietly() -> None:
         sys.exit(error.returncode if error.returncode >= 0 else 128 - error.returncode)
 
 
-def _require_inputs(run: runfile.RunFile) -> None:
-    """What can be seen before Axolotl's half minute of start-up: the DeepSpeed file and local rows."""
-    deepspeed = run.config.get("deepspeed")
-    if isinstance(deepspeed, str) and not run.path(deepspeed).is_file():
-        raise run.error("deepspeed", f"there is no file {deepspeed}; take one of deepspeed_configs/.")
-    for key, part in (("datasets", "train"), ("test_datasets", "validation")):
-        entries = run.config.get(key) or []
-        if entries and all(
-            isinstance(entry.get("type"), dict) and run.path(entry["path"]).exists() for entry in entries
-        ):
+def _require_readable(run: runfile.RunFile) -> None:
+    """Read what can be read before Axolotl's half minute of start-up: the DeepSpeed file and local rows."""
+    _ = run.deepspeed
+    for entries, part in ((run.datasets, "train"), (run.test_datasets, "validation")):
+        local = [isinstance(entry.get("type"), dict) and run.path(entry["path"]).exists() for entry in entries]
+        if local and all(local):
             rows.load_rows(run, part)
-
-
-def _require_plugins(run: runfile.RunFile) -> None:
-    """Axolotl logs a plugin that it cannot import and trains without it."""
-    for index, name in enumerate(run.config.get("plugins") or []):
-        if not isinstance(name, str):
-            raise run.error(f"plugins.{index}", f"expected the name of a plugin, found {name!r}.")
-        module = name.rpartition(".")[0]
-        try:
-            found = importlib.util.find_spec(module) if module else None
-        except ImportError:
-            found = None
-        if found is None:
-            raise run.error(f"plugins.{index}", f"{name} cannot be imported here; install it or delete the line.")

@@ -23,6 +23,7 @@ class RunPlugin(BasePlugin):
     """
 
     def register(self, cfg: Any) -> None:
+        processes.end_with_launcher()
         _say_errors_in_a_sentence()
         _columns_are_text()
         cfg["dataset_prepared_path"] = str(prepared.folder(cfg.get("dataset_prepared_path")))
@@ -35,7 +36,7 @@ class RunPlugin(BasePlugin):
         """Axolotl seeds after the adapter is made, so that two runs of one file would differ."""
         from transformers import set_seed
 
-        set_seed(settings.seed(_run_file(cfg)))
+        set_seed(_run_file(cfg).seed)
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         from lora_recipes.training.progress import StepLines
@@ -107,7 +108,7 @@ class PlainTrainerPlugin(BasePlugin):
 
     def register(self, cfg: Any) -> None:
         _say_errors_in_a_sentence()
-        settings.require_supported(_run_file(cfg))
+        settings.read(_run_file(cfg))
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
         from lora_recipes.models import loading
@@ -126,7 +127,7 @@ class PlainTrainerPlugin(BasePlugin):
         return TrainDatasetMeta(
             train_dataset=self.train_rows.dataset,
             eval_dataset=self.eval_rows.dataset if self.eval_rows else None,
-            total_num_steps=settings.total_steps(run, len(self.train_rows.dataset)),
+            total_num_steps=run.steps(len(self.train_rows.dataset), processes.world_size()),
         )
 
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lora_recipes.check import deepspeed
 from lora_recipes.check.subject import Subject
+from lora_recipes.config import values
 
 _MANY_EPOCHS = 20
 _LONG_WARMUP = 0.2
@@ -23,7 +24,7 @@ def check(subject: Subject, rows: int | None, tokens: int | None = None) -> None
         total = int(_positive(subject, "max_steps"))
         _report(subject, facts, f"{made}, {total} steps" if total else made, total, None)
         return
-    per_epoch = max(1, math.ceil(math.ceil(units / (micro * processes)) / accumulation))
+    per_epoch = values.steps_per_epoch(units, micro * processes, accumulation)
     packed = subject.config.get("sample_packing") is True
     max_steps, wanted = int(_positive(subject, "max_steps")), _positive(subject, "num_epochs") or 1.0
     total = max_steps or math.ceil(per_epoch * wanted)
@@ -87,10 +88,9 @@ def _report(subject: Subject, facts: dict[str, Any], line: str, total: int, per_
 
 
 def _warmup(subject: Subject, total: int) -> int:
-    from lora_recipes.training import settings
-
-    given = {key: subject.number(key) for key in ("warmup_steps", "warmup_ratio") if key in subject.config}
-    return settings.warmup_steps({key: value for key, value in given.items() if 0 <= value < 1e12}, total)
+    given = [subject.number(key) if key in subject.config else None for key in ("warmup_steps", "warmup_ratio")]
+    steps, ratio = (value if value is not None and 0 <= value < 1e12 else None for value in given)
+    return values.warmup_steps(total, steps, ratio)
 
 
 def _times(subject: Subject, kind: str, total: int, per_epoch: int | None) -> int | None:

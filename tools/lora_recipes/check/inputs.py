@@ -10,13 +10,11 @@ from typing import Any
 from lora_recipes import ROOT
 from lora_recipes.check import strategies
 from lora_recipes.check.subject import Subject
-from lora_recipes.config import keys
+from lora_recipes.config import keys, values
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".zst", ".gz")
 _LOADERS = ("json", "csv", "parquet", "arrow", "text")
-_OWN = "axolotl.integrations"
-"""Where Axolotl also looks for a plugin."""
 _SETS = ("datasets", "test_datasets", "pretraining_dataset")
 
 
@@ -154,7 +152,7 @@ def _plugins(subject: Subject) -> None:
         module = name.rpartition(".")[0]
         if module.startswith("axolotl.") and strategies.package() is None:
             subject.report.skip("plugins", "Axolotl is not installed here")
-        elif not any(strategies.importable(one, subject.given.anchor) for one in (module, f"{_OWN}.{module}")):
+        elif not values.plugin_is_there(name, subject.given.anchor):
             near = keys.nearest(name, _known_plugins())
             subject.error(
                 "plugin",

@@ -18,7 +18,7 @@ def check(subject: Subject) -> None:
     """Unknown keys at any level, duplicates, text where a number is meant, missing and dropped keys."""
     document = subject.given.document
     known, complete = keys.known_to(subject.config.get("plugins"))
-    problems = [*document.problems, *runfile.key_problems(document, (), document.data, known)]
+    problems = [*document.problems, *keys.problems(document, (), document.data, known)]
     as_text = {problem.path for problem in problems if problem.kind == "text-number"}
     for problem in problems:
         if problem.kind == "wrong-type" and problem.path in as_text:

@@ -1,6 +1,5 @@
 """What is checked: a run file that may be wrong in any way, and its tokenizer, configuration and rows."""
 
-import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from lora_recipes.check import strategies
 from lora_recipes.check.findings import Finding, Report
-from lora_recipes.config import runfile, yamlfile
+from lora_recipes.config import runfile, values, yamlfile
 from lora_recipes.support import libraries
 
 import click
@@ -26,13 +25,12 @@ class Subject:
         name, text = runfile.source_text(source)
         document = yamlfile.read(text, name)
         self.report = Report(name)
-        self.given = runfile.RunFile(document, text, runfile.anchor_of(document.data))
+        self.given = runfile.RunFile(document, text, values.anchor_of(document.data))
         """As written."""
         self.run = self.given
         """With `--model-dir` in place of the base model."""
         if model_dir:
-            data = {**document.data, "base_model": str(model_dir.resolve())}
-            self.run = runfile.RunFile(dataclasses.replace(document, data=data), text, self.given.anchor)
+            self.run = self.given.replaced(base_model=str(model_dir.resolve()))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -131,5 +129,4 @@ def _with_template_spelled_out(run: runfile.RunFile) -> runfile.RunFile:
     text = strategies.chat_template_text(run.config.get("chat_template"))
     if text is None:
         return run
-    data = {**run.config, "chat_template": "jinja", "chat_template_jinja": text}
-    return dataclasses.replace(run, document=dataclasses.replace(run.document, data=data))
+    return run.replaced(chat_template="jinja", chat_template_jinja=text)

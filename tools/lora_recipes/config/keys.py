@@ -4,10 +4,11 @@ import contextlib
 import difflib
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.config import yamlfile
+from lora_recipes.config import scrubbing, yamlfile
 
 import click
 import yaml
@@ -89,3 +90,46 @@ def typed(key: str, text: str, types: Any) -> Any:
         return text
     expected = " or ".join(name for name in wanted if name != "null")
     raise click.UsageError(f"--set {key}: expected {expected}, found {text!r}.")
+
+
+def problems(document: yamlfile.Document, path: yamlfile.Path, node: Any, known: Any) -> Iterator[yamlfile.Problem]:
+    """Keys and types that Axolotl's schema has not: it drops unknown keys in silence."""
+    if isinstance(node, list) and isinstance(known, dict):
+        for index, item in enumerate(node):
+            here = (*path, index)
+            if isinstance(item, dict):
+                yield from problems(document, here, item, known)
+            else:
+                found = f"expected a mapping, found {scrubbing.scrubbed(repr(item))}"
+                fix = f"write it as a mapping, with {', '.join([key for key in ('path', 'type') if key in known])}"
+                yield yamlfile.Problem("wrong-type", here, document.line(here), found, fix.removesuffix(", with "))
+        return
+    if not (isinstance(node, dict) and isinstance(known, dict)):
+        types = known.get("", "dict|list") if isinstance(known, dict) else known
+        if path and not _fits(node, types.split("|")):
+            wanted = " or ".join(t for t in types.split("|") if t != "null") or "mapping"
+            found = f"expected {wanted}, found {scrubbing.scrubbed(repr(node))}"
+            yield yamlfile.Problem("wrong-type", path, document.line(path), found, _retyping(node, wanted))
+        return
+    for key, value in node.items():
+        here = (*path, str(key))
+        if key not in known or key == "":
+            near = nearest(str(key), [k for k in known if k])
+            fix = near.removeprefix(", ") or "delete it"
+            found = "Axolotl has no such key and would ignore it"
+            yield yamlfile.Problem("unknown-key", here, document.line(here), found, fix)
+        else:
+            yield from problems(document, here, value, known[key])
+
+
+def _fits(value: Any, types: list[str]) -> bool:
+    kind = "null" if value is None else type(value).__name__
+    return kind == "null" or "any" in types or kind in types or (kind == "int" and "float" in types)
+
+
+def _retyping(value: Any, wanted: str) -> str:
+    if isinstance(value, bool) and "str" in wanted:
+        return "YAML reads yes, no, on and off as true and false: quote the word"
+    if isinstance(value, str) and ("int" in wanted or "float" in wanted):
+        return "write a number without quotes"
+    return f"write {'a' if wanted[0] not in 'aeio' else 'an'} {wanted}"

@@ -1,15 +1,17 @@
 """The run file: plain Axolotl YAML, the one thing that passes between the tools."""
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
-import os
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes import ROOT
-from lora_recipes.config import keys, scrubbing, yamlfile
+from lora_recipes.config import keys, scrubbing, values, yamlfile
 from lora_recipes.support import files
 
 import click
@@ -43,6 +45,142 @@ class RunFile:
         return self.anchor / self.config["output_dir"]
 
     @property
+    def base_model(self) -> str:
+        """As the file writes it; `model` has the path of a local one."""
+        return str(self.config["base_model"])
+
+    @property
+    def datasets(self) -> list[dict[str, Any]]:
+        return self.config.get("datasets") or []
+
+    @property
+    def test_datasets(self) -> list[dict[str, Any]]:
+        return self.config.get("test_datasets") or []
+
+    @property
+    def special_tokens(self) -> dict[str, Any]:
+        """Role -> token, as in `eos_token: <|im_end|>`."""
+        return self.config.get("special_tokens") or {}
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """What the chat template takes beside the turns."""
+        return self.config.get("chat_template_kwargs") or {}
+
+    @property
+    def trains_on_prompt(self) -> bool:
+        return bool(self.config.get("train_on_inputs"))
+
+    @property
+    def sequence_len(self) -> int:
+        """The most tokens of a row."""
+        return int(self.config.get("sequence_len") or 512)
+
+    @property
+    def adapter_kind(self) -> str:
+        """`lora` or `qlora`; '' without an adapter."""
+        return str(self.config.get("adapter") or "")
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the base weights are stored in 4 bit."""
+        return bool(self.config.get("load_in_4bit"))
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype of the base weights: "bfloat16", "float16" or "float32", as Axolotl takes it from bf16 and fp16.
+
+        `bf16: auto` is bfloat16 on a GPU that has it, float16 on another GPU, and on a CPU float32.
+        """
+        bf16 = self.config.get("bf16")
+        if bf16 == "auto":
+            import torch
+
+            if not torch.accelerator.is_available():
+                bf16 = False
+            elif not torch.cuda.is_available() or torch.cuda.is_bf16_supported():
+                bf16 = True
+            elif self.config.get("fp16") is None:
+                return "float16"
+        if bf16 in (True, "full"):
+            return "bfloat16"
+        return "float16" if self.config.get("fp16") is True else "float32"
+
+    @property
+    def attention(self) -> str | None:
+        """The implementation of attention that the file names."""
+        return self.config.get("attn_implementation")
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        return bool(self.config.get("gradient_checkpointing"))
+
+    @property
+    def seed(self) -> int:
+        """42 where the file has none, as in Axolotl; 0 is a seed."""
+        value = self.config.get("seed")
+        return 42 if value is None else int(value)
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of a forward pass on each device."""
+        return int(self.config.get("micro_batch_size") or 1)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro batches of an optimizer step."""
+        return int(self.config.get("gradient_accumulation_steps") or 1)
+
+    @property
+    def epochs(self) -> float:
+        return float(self.config.get("num_epochs") or 1)
+
+    def steps(self, rows: int, processes: int = 1) -> int:
+        """Optimizer steps of the training on so many rows."""
+        if most := self.config.get("max_steps"):
+            return int(most)
+        return math.ceil(values.steps_per_epoch(rows, self.micro_batch * processes, self.accumulation) * self.epochs)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether training goes on from the newest checkpoint under output_dir."""
+        return bool(self.config.get("auto_resume_from_checkpoints"))
+
+    @property
+    def plugins(self) -> list[str]:
+        return self.config.get("plugins") or []
+
+    def require_plugins(self) -> None:
+        """Raises click.ClickException for a plugin that Axolotl would not find, and train without."""
+        for index, name in enumerate(self.plugins):
+            if not isinstance(name, str):
+                raise self.error(f"plugins.{index}", f"expected the name of a plugin, found {name!r}.")
+            if not values.plugin_is_there(name, self.anchor):
+                raise self.error(f"plugins.{index}", f"{name} cannot be imported here; install it or delete the line.")
+
+    @property
+    def deepspeed(self) -> dict[str, Any]:
+        """DeepSpeed's settings, of the file or inline; empty without DeepSpeed. Raises click.ClickException."""
+        try:
+            return values.deepspeed_settings(self.config.get("deepspeed"), self.anchor)
+        except click.ClickException as error:
+            raise self.error("deepspeed", error.message) from None
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 without DeepSpeed. Raises click.ClickException, as `deepspeed` does."""
+        return values.zero_stage(self.deepspeed)
+
+    @property
+    def wandb_project(self) -> str | None:
+        return self.config.get("wandb_project")
+
+    def replaced(self, **changed: Any) -> "RunFile":
+        """The run file with other values of some keys."""
+        document = dataclasses.replace(self.document, data={**self.config, **changed})
+        return dataclasses.replace(self, document=document)
+
+    @property
     def sha256(self) -> str:
         """Of the meaning of the file: comments and layout do not count."""
         plain = yaml.safe_dump(self.config, sort_keys=True)
@@ -71,15 +209,20 @@ class RunFile:
         local = self.path(value)
         return str(local) if local.exists() or value.startswith(".") else value
 
+    def claimed(self) -> contextlib.AbstractContextManager[int]:
+        """Hold output_dir while something is trained into it. Raises click.ClickException when another process does."""
+        remedy = "wait for its end, or --set output_dir to another folder"
+        return files.locked(self.output_dir, busy=f"{self.output_dir}: another process trains into it; {remedy}.")
+
     def keep(self, plugins: Sequence[str] = ()) -> Path:
         """Write the file beside its outputs, with paths that hold in any working directory, and plugins added.
 
         Raises click.ClickException when the folder holds what another run file trained: Axolotl would resume
         from its checkpoints and train something that neither file describes, or write over its adapter.
         """
-        config = absolute(self.config, self.anchor)
+        config = values.absolute(self.config, self.anchor)
         if plugins:
-            config["plugins"] = [*(config.get("plugins") or []), *plugins]
+            config["plugins"] = [*self.plugins, *plugins]
         folder = Path(config["output_dir"])
         files.require_writable(folder)
         path = folder / KEPT
@@ -99,18 +242,25 @@ class RunFile:
 def load(source: str | Path) -> RunFile:
     """Read and check a run file; `-` is stdin.
 
-    Raises click.ClickException, naming file, line and key, for YAML that is no run file: invalid,
-    empty, a duplicate key, an unknown key, a number written as text, no base_model or output_dir, a secret.
+    Raises click.ClickException, naming file, line and key, for YAML that is no run file: invalid, empty, a duplicate
+    or unknown key, a number written as text, a missing base_model, datasets or output_dir, a secret.
     """
     name, text = source_text(source)
+    document = _parsed(name, text)
+    return RunFile(document, text, values.anchor_of(document.data))
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(name: str, text: str) -> yamlfile.Document:
+    """Once a process: Axolotl's hooks each load the run file anew."""
     _require_no_secret(name, text)
     document = yamlfile.load(text, name)
-    for problem in key_problems(document, (), document.data, keys.schema()):
+    for problem in keys.problems(document, (), document.data, keys.schema()):
         raise problem.error(name)
     for key in NEEDED:
         if not document.data.get(key):
             raise click.ClickException(f"{name}: {key}: missing; a run file needs it, see recipes/ for examples.")
-    return RunFile(document, text, anchor_of(document.data))
+    return document
 
 
 def _require_no_secret(name: str, text: str) -> None:
@@ -158,84 +308,3 @@ def _decoded(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise click.ClickException(f"stdin: byte {error.start} is not UTF-8; a run file is UTF-8 text.") from None
-
-
-def key_problems(document: yamlfile.Document, path: yamlfile.Path, node: Any, known: Any) -> Iterator[yamlfile.Problem]:
-    """Keys and types that Axolotl's schema has not: it drops unknown keys in silence."""
-    if isinstance(node, list) and isinstance(known, dict):
-        for index, item in enumerate(node):
-            here = (*path, index)
-            if isinstance(item, dict):
-                yield from key_problems(document, here, item, known)
-            else:
-                found = f"expected a mapping, found {scrubbing.scrubbed(repr(item))}"
-                fix = f"write it as a mapping, with {', '.join([key for key in ('path', 'type') if key in known])}"
-                yield yamlfile.Problem("wrong-type", here, document.line(here), found, fix.removesuffix(", with "))
-        return
-    if not (isinstance(node, dict) and isinstance(known, dict)):
-        types = known.get("", "dict|list") if isinstance(known, dict) else known
-        if path and not _fits(node, types.split("|")):
-            wanted = " or ".join(t for t in types.split("|") if t != "null") or "mapping"
-            found = f"expected {wanted}, found {scrubbing.scrubbed(repr(node))}"
-            yield yamlfile.Problem("wrong-type", path, document.line(path), found, _retyping(node, wanted))
-        return
-    for key, value in node.items():
-        here = (*path, str(key))
-        if key not in known or key == "":
-            near = keys.nearest(str(key), [k for k in known if k])
-            fix = near.removeprefix(", ") or "delete it"
-            found = "Axolotl has no such key and would ignore it"
-            yield yamlfile.Problem("unknown-key", here, document.line(here), found, fix)
-        else:
-            yield from key_problems(document, here, value, known[key])
-
-
-def _fits(value: Any, types: list[str]) -> bool:
-    kind = "null" if value is None else type(value).__name__
-    return kind == "null" or "any" in types or kind in types or (kind == "int" and "float" in types)
-
-
-def _retyping(value: Any, wanted: str) -> str:
-    if isinstance(value, bool) and "str" in wanted:
-        return "YAML reads yes, no, on and off as true and false: quote the word"
-    if isinstance(value, str) and ("int" in wanted or "float" in wanted):
-        return "write a number without quotes"
-    return f"write {'a' if wanted[0] not in 'aeio' else 'an'} {wanted}"
-
-
-def _local_inputs(config: dict[str, Any]) -> list[str]:
-    """The relative paths that a run file may read: only those that look like, or are, local ones."""
-    inputs = [config.get("base_model"), config.get("deepspeed")]
-    for key in ("datasets", "test_datasets"):
-        entries = config.get(key) if isinstance(config.get(key), list) else []
-        inputs += [entry.get("path") for entry in entries or [] if isinstance(entry, dict)]
-    return [value for value in inputs if isinstance(value, str) and not Path(value).is_absolute()]
-
-
-def anchor_of(config: dict[str, Any]) -> Path:
-    """Where relative paths count from: the working directory, as for Axolotl itself, unless files
-    that the run file names are only in this checkout (`cd elsewhere && … | axolotl train -`)."""
-    here = Path.cwd()
-    inputs = _local_inputs(config)
-    inside = [value for value in inputs if ".." not in Path(value).parts]  # what lies beside the checkout is not ours
-    elsewhere = [value for value in inside if not os.path.exists(value) and os.path.exists(ROOT / value)]
-    return ROOT if elsewhere else here
-
-
-def absolute(config: dict[str, Any], anchor: Path) -> dict[str, Any]:
-    """A copy of the configuration in which every local path is absolute."""
-    config = yaml.safe_load(yaml.safe_dump(config))  # a deep copy without shared anchors
-
-    def local(value: Any) -> Any:
-        return str(anchor / value) if isinstance(value, str) and (anchor / value).exists() else value
-
-    config["base_model"] = local(config["base_model"])
-    if "deepspeed" in config:
-        config["deepspeed"] = local(config["deepspeed"])
-    for key in ("datasets", "test_datasets"):
-        for entry in config.get(key) or []:
-            entry["path"] = local(entry["path"])
-    for key in ("output_dir", "dataset_prepared_path"):
-        if config.get(key):
-            config[key] = str(anchor / config[key])
-    return config

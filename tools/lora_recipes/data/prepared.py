@@ -27,7 +27,7 @@ def remove_unfinished(prepared: Path) -> None:
 
     if not prepared.is_dir():
         return
-    with files.clear_errors(prepared), FileLock(prepared / _LOCK):
+    with files.as_click_errors(prepared), FileLock(prepared / _LOCK):
         for rows in prepared.iterdir():
             if rows.is_dir() and not _is_whole(rows):
                 shutil.rmtree(rows)

@@ -86,7 +86,7 @@ def _text(answers: list[dict[str, Any]]) -> bytes:
 
 
 def _append(path: Path, answers: list[dict[str, Any]]) -> None:
-    with files.clear_errors(path), path.open("ab") as file:
+    with files.as_click_errors(path), path.open("ab") as file:
         file.write(_text(answers))
         file.flush()
         os.fsync(file.fileno())

@@ -69,14 +69,10 @@ def _set_chat_template(run: RunFile, tokenizer: Any) -> None:
 
 
 def dtype_of(run: RunFile) -> Any:
-    """The dtype of the base weights, as Axolotl takes it from bf16 and fp16."""
+    """torch's dtype of the base weights."""
     import torch
 
-    if run.config.get("bf16") in (True, "full"):
-        return torch.bfloat16
-    if run.config.get("bf16") == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float16 if run.config.get("fp16") is True else torch.float32
+    return getattr(torch, run.dtype_name)
 
 
 def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, flushed, renamed into place."""
+"""Files that are whole or absent: written under a temporary name, flushed, renamed into place."""
 
 import contextlib
 import ctypes
@@ -28,7 +28,7 @@ _UNFINISHED = ".unfinished"
 
 
 @contextlib.contextmanager
-def clear_errors(what: Path | str) -> Iterator[None]:
+def as_click_errors(what: Path | str) -> Iterator[None]:
     """Say an operating-system error in one sentence with its remedy."""
     try:
         yield
@@ -62,39 +62,30 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """As write_text."""
-    with clear_errors(path):
+    with as_click_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(path)
-        handle, temporary = _unfinished(path)
-        try:
-            with os.fdopen(handle, "wb") as file:  # and with it the lock, until the file is in its place
+        temporary = path.with_name(f".{path.name}{_UNFINISHED}")
+        with os.fdopen(_open_locked(temporary), "wb") as file:
+            try:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
                 os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
 
-def _unfinished(path: Path) -> tuple[int, str]:
-    """A new file beside `path`, open and locked, and its name."""
+def _open_locked(temporary: Path) -> int:
+    """The temporary file, empty and locked: a killed process's is written over, a living one's is waited for."""
     while True:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle, temporary
-        os.close(handle)  # another process took it for left over before it was locked
-
-
-def _remove_left(path: Path) -> None:
-    """Remove what killed processes left of a file: what no living one has locked."""
-    for left in path.parent.glob(f".{path.name}.*{_UNFINISHED}"):
-        with contextlib.suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(temporary)):
+                os.truncate(handle, 0)
+                return handle
+        os.close(handle)  # the process that held it has renamed it into place
 
 
 @contextlib.contextmanager
@@ -103,15 +94,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     To be called with the target's lock held: what a killed process left of it is removed first.
     """
-    with clear_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f".{target.name}.*{_UNFINISHED}"):
-            shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent))
+    temporary = target.with_name(f".{target.name}{_UNFINISHED}")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with clear_errors(target):
+        with as_click_errors(target):
+            temporary.mkdir(parents=True)
             yield temporary
-            os.chmod(temporary, 0o755)
             if target.exists():
                 _exchange(temporary, target)
             else:
@@ -142,36 +130,20 @@ def move_all(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder: a second process waits."""
-    with _lock_file(target, "lock") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def locked(target: Path, busy: str = "") -> Iterator[int]:
+    """Hold the lock of a file or folder; gives the descriptor that holds it, which forked processes share.
 
-
-@contextlib.contextmanager
-def claimed(target: Path) -> Iterator[int]:
-    """Hold a folder for hours of work; gives the descriptor that holds it, which forked processes share.
-
-    Raises click.ClickException when another process holds it.
+    A second process waits; with `busy` it raises click.ClickException with that sentence instead. The lock ends with
+    the last process that has the descriptor open.
     """
-    with _lock_file(target, "claim") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise click.ClickException(
-                f"{target}: another process trains into it; wait for its end, or --set output_dir to another folder."
-            ) from None
-        yield handle
-
-
-@contextlib.contextmanager
-def _lock_file(target: Path, kind: str) -> Iterator[int]:
-    """Its lock ends with the last process that has it open: a forked one keeps it."""
-    with clear_errors(target):
+    with as_click_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(target.parent / f".{target.name}.{kind}", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(target.parent / f".{target.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise click.ClickException(busy) from None
         yield handle
     finally:
         os.close(handle)
@@ -179,7 +151,7 @@ def _lock_file(target: Path, kind: str) -> Iterator[int]:
 
 def require_writable(folder: Path) -> None:
     """Fail before the work, not after it, when a folder cannot take files."""
-    with clear_errors(folder):
+    with as_click_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0" * 65536)  # a full disk lets an empty file through

@@ -5,21 +5,30 @@ CPU and counts one process, DeepSpeed asks for NCCL, and each of two processes t
 """
 
 import contextlib
+import ctypes
 import functools
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.support import supervision
-
 import click
 
 _CPU_PLUGIN = "lora_recipes.plugin.CpuPlugin"
 """A run file that names it is meant for a CPU."""
+
+LAUNCHER = "LORA_RECIPES_LAUNCHER"
+"""The launcher's process, in the environment of those that it starts: accelerate's leaves no mark of its own."""
+
+_ELASTIC = "TORCHELASTIC_RUN_ID"
+"""In the environment of processes that torchrun starts."""
+
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's sys/prctl.h."""
 
 _EXHAUSTED = ("out of memory", "can't allocate memory")
 """In the words of torch's errors for a GPU, for a library's call on it, and for a CPU."""
@@ -130,9 +139,8 @@ def join(deepspeed: bool) -> None:
     if deepspeed:
         use_own_programs()  # of two versions of ninja each builds anew what the other has built: minutes
         _say_builds_under_way()
-    if world_size() > 1:
-        supervision.end_with_parent()  # torchrun leaves its processes behind when it is killed
-    elif deepspeed:
+    end_with_launcher()
+    if deepspeed and world_size() == 1:
         _set_rendezvous_of_one()
     if not on_cpu() or (world_size() == 1 and not deepspeed):
         return
@@ -147,6 +155,18 @@ def join(deepspeed: bool) -> None:
         torch.distributed.init_process_group("gloo")
     if deepspeed:
         _gather_without_gradient()
+
+
+def end_with_launcher() -> None:
+    """Get SIGTERM when the launcher that started this process is gone: torchrun, when killed, leaves its processes.
+
+    Does nothing without a launcher, and elsewhere than on Linux.
+    """
+    if not sys.platform.startswith("linux") or not (world_size() > 1 or {_ELASTIC, LAUNCHER} & set(os.environ)):
+        return
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() == 1 != int(os.environ.get(LAUNCHER, "1")):  # it was gone before that
+        sys.exit(128 + signal.SIGTERM)
 
 
 def use_own_programs() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import prompts, rows
 from lora_recipes.support import files
-from lora_recipes.training import settings
 
 PAD_TO = 64
 """Batches are padded to a multiple of this, as Axolotl pads them."""
@@ -44,8 +43,8 @@ def tokenize(run: RunFile, tokenizer: Any, part: str) -> TokenRows | None:
         return None
     dataset = _kept(run, tokenizer, found)
     if config.get("shuffle_merged_datasets", True):
-        dataset = dataset.shuffle(seed=settings.seed(run))
-    limit = int(config.get("sequence_len") or 512)
+        dataset = dataset.shuffle(seed=run.seed)
+    limit = run.sequence_len
     lengths, trained = counts(dataset)
     fitting = [number for number, length in enumerate(lengths) if length <= limit]
     dropped = len(dataset) - len(fitting)
@@ -61,7 +60,7 @@ def _kept(run: RunFile, tokenizer: Any, found: list[tuple[list[dict[str, Any]], 
     """The rows as tokens, from an earlier run where nothing has changed."""
     import datasets
 
-    on_prompt = bool(run.config.get("train_on_inputs"))
+    on_prompt = run.trains_on_prompt
     if not run.config.get("dataset_prepared_path"):
         return _tokenized(tokenizer, found, on_prompt)
     path = run.path(run.config["dataset_prepared_path"]) / f"plain-{_hash(tokenizer, found, on_prompt)}"

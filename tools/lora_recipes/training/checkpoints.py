@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_recipes.config.runfile import KEPT, RunFile
 from lora_recipes.models import adapters
-from lora_recipes.support import files, supervision
+from lora_recipes.support import files
 
 import click
 from safetensors import SafetensorError, safe_open
@@ -38,7 +38,7 @@ def remove(run: RunFile) -> None:
     stay; they name the adapter that they are of.
     """
     folder = run.output_dir
-    with files.clear_errors(folder):
+    with files.as_click_errors(folder):
         for checkpoint in [*_found(run), *folder.glob(f"{_ASIDE}checkpoint-*")]:
             shutil.rmtree(checkpoint)
         for name in (*adapters.FILES, KEPT):
@@ -47,7 +47,7 @@ def remove(run: RunFile) -> None:
 
 def newest(run: RunFile) -> Path | None:
     """The checkpoint to go on from, when the run file resumes."""
-    return max(_found(run), key=_step, default=None) if run.config.get("auto_resume_from_checkpoints") else None
+    return max(_found(run), key=_step, default=None) if run.resumes else None
 
 
 def _found(run: RunFile) -> list[Path]:
@@ -107,7 +107,6 @@ class Interruptible(TrainerCallback):
             raise _Trained
         if state.global_step:
             args.eval_on_start = False  # was made by the run that is gone on with
-        supervision.name_trainer()
         self._before = signal.signal(signal.SIGTERM, self._tell)
 
     def _tell(self, *_: Any) -> None:

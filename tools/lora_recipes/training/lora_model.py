@@ -6,7 +6,6 @@ from typing import Any
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.models import loading
 from lora_recipes.support import processes
-from lora_recipes.training import settings
 
 import torch
 
@@ -22,11 +21,10 @@ def adapted(run: RunFile) -> Any:
     config, dtype = run.config, loading.dtype_of(run)
     model = loading.load_base(run)
     model.config.use_cache = False
-    if config.get("load_in_4bit"):
-        checkpointing = bool(config.get("gradient_checkpointing"))
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    if run.four_bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=run.gradient_checkpointing)
         _back_to(model, dtype)
-    elif config.get("gradient_checkpointing"):
+    elif run.gradient_checkpointing:
         model.enable_input_require_grads()
     targets: Any = "all-linear" if config.get("lora_target_linear") else config["lora_target_modules"]
     if isinstance(targets, list):
@@ -41,7 +39,7 @@ def adapted(run: RunFile) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    set_seed(settings.seed(run))
+    set_seed(run.seed)
     return get_peft_model(model, lora)
 
 
@@ -79,5 +77,5 @@ def _require_targets(run: RunFile, model: Any, targets: list[str]) -> None:
             there = sorted({re.sub(r".*\.", "", name) for name in linear} - {"lm_head"})
             raise run.error(
                 f"lora_target_modules.{index}",
-                f"no module of {run.config['base_model']} is named {target}; it has {', '.join(there)}.",
+                f"no module of {run.base_model} is named {target}; it has {', '.join(there)}.",
             )

@@ -26,19 +26,17 @@ _PRIMITIVES = "256"
 
 def for_training(run: RunFile) -> str:
     """What to lower in a run file that needs too much memory, and what keeps the global batch then."""
-    config = run.config
-    size, accumulated = (int(config.get(key) or 1) for key in ("micro_batch_size", "gradient_accumulation_steps"))
-    lower = []
+    size, lower = run.micro_batch, []
     if size > 1:
         smaller = size // 2 if size % 2 == 0 else 1
         lower.append(
-            f"micro_batch_size: {smaller} with gradient_accumulation_steps: {size * accumulated // smaller} "
+            f"micro_batch_size: {smaller} with gradient_accumulation_steps: {size * run.accumulation // smaller} "
             "(the same global batch)"
         )
-    if not config.get("gradient_checkpointing"):
+    if not run.gradient_checkpointing:
         lower.append("gradient_checkpointing: true")
-    lower.append(f"sequence_len below {config.get('sequence_len') or 512}")
-    if not config.get("load_in_4bit"):
+    lower.append(f"sequence_len below {run.sequence_len}")
+    if not run.four_bit:
         lower.append("the qlora variant (adapter: qlora, load_in_4bit: true)")
     return f"{run.name}: set {', or '.join(lower)}."
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import prompts
-from lora_recipes.training import batches, row_attention, settings
+from lora_recipes.training import batches, row_attention
 
 import click
 import torch
@@ -114,7 +114,7 @@ def use(run: RunFile, model: Any) -> Collator | None:
     They are where the run file names an attention other than sdpa, under DeepSpeed ZeRO-3 (whose weights are not
     there yet), and where a trial shows that a row does not get what it would get alone.
     """
-    if run.config.get("attn_implementation") not in (None, "sdpa") or settings.zero_stage(run) == 3:
+    if run.attention not in (None, "sdpa") or run.zero_stage == 3:
         return None
     base = model.get_base_model()
     before = base.config._attn_implementation

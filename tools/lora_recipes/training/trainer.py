@@ -63,11 +63,11 @@ def train(run: RunFile, overwrite: bool = False) -> None:
     A finished run is left as it is; an interrupted one goes on from its last whole checkpoint when
     the run file has auto_resume_from_checkpoints; to overwrite is to remove both first. Raises click.ClickException.
     """
-    settings.require_supported(run)
-    processes.require_accelerator(run.name, run.config.get("plugins"))
+    settings.read(run)
+    processes.require_accelerator(run.name, run.plugins)
     tracking.require_login(run)
     tracking.name_project(run)
-    with files.claimed(run.output_dir) if processes.is_main() else contextlib.nullcontext():
+    with run.claimed() if processes.is_main() else contextlib.nullcontext():
         if overwrite and processes.is_main():
             loading.load_tokenizer(run)  # a run file that cannot be trained replaces nothing
             for part in ("train", "validation"):
@@ -81,7 +81,7 @@ def train(run: RunFile, overwrite: bool = False) -> None:
             checkpoints.set_aside_incomplete(run)
         watch = result_files.Stopwatch()
         memory.reuse()
-        processes.join(deepspeed=bool(run.config.get("deepspeed")))
+        processes.join(deepspeed=bool(run.deepspeed))
         tokenizer = loading.load_tokenizer(run)
         train_rows, eval_rows = (batches.tokenize(run, tokenizer, part) for part in ("train", "validation"))
         assert train_rows is not None
@@ -111,7 +111,7 @@ def _trainer(
         train_dataset=train_rows.dataset,
         eval_dataset=eval_rows.dataset if eval_rows else None,
         data_collator=collator,
-        head=None if settings.zero_stage(run) == 3 else chunked_loss.detach(model),
+        head=None if run.zero_stage == 3 else chunked_loss.detach(model),
         processing_class=tokenizer,
         callbacks=[StepLines(), memory.Returned(), speed.Speed()],
     )
@@ -124,9 +124,9 @@ def _trainer(
 def _train(run: RunFile, trainer: Any) -> None:
     """Train to the end, and save the adapter whole or not at all."""
     # Under autocast the adapter's products are in bf16 whether or not PEFT casts their input up before.
-    autocast = trainer.args.bf16 and not run.config.get("deepspeed")
+    autocast = trainer.args.bf16 and not run.deepspeed
     written = run.output_dir / ".adapter"
-    with files.clear_errors(run.output_dir), disable_input_dtype_casting(trainer.model, active=autocast):
+    with files.as_click_errors(run.output_dir), disable_input_dtype_casting(trainer.model, active=autocast):
         trainer.train(resume_from_checkpoint=_resumed(run))
         trainer.save_model(str(written))  # by all processes: ZeRO-3 gathers the weights
         if processes.is_main():

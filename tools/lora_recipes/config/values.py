@@ -1,0 +1,118 @@
+"""What values of a run file come to: steps, warm-up, DeepSpeed's settings, and where its paths lead."""
+
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from lora_recipes import ROOT
+from lora_recipes.support import files
+
+import click
+import yaml
+
+
+def steps_per_epoch(rows: int, at_once: int, accumulation: int) -> int:
+    """Optimizer steps of an epoch, as transformers counts them: the last micro batch and the last step may be short.
+
+    at_once: the rows of one micro batch on all processes.
+    """
+    return max(1, math.ceil(math.ceil(rows / at_once) / accumulation))
+
+
+def warmup_steps(total: int, steps: float | None, ratio: float | None) -> int:
+    """Of `total` steps, as Axolotl 0.19 counts them: warmup_steps, or a share of the whole, or 3 % up to 100."""
+    if steps is not None:
+        warmup = int(steps)
+    elif ratio is not None:
+        warmup = int(ratio * total)
+    else:
+        warmup = min(int(0.03 * total), 100)
+    return 2 if warmup == 1 else warmup  # as Axolotl: one step of warm-up would start at the full rate
+
+
+def deepspeed_settings(value: Any, folder: Path) -> dict[str, Any]:
+    """DeepSpeed's settings under the `deepspeed` key: a mapping, or the path of a JSON file, seen from `folder`.
+
+    Raises click.ClickException for a file that is not there or holds no JSON mapping.
+    """
+    if not isinstance(value, str):
+        return value or {}
+    path = folder / value
+    if not path.is_file():
+        raise click.ClickException(f"there is no file {value}; take one of deepspeed_configs/.")
+    try:
+        found = json.loads(files.read_text(path))
+    except json.JSONDecodeError as error:
+        raise click.ClickException(f"{value}, line {error.lineno}: invalid JSON: {error.msg}; correct it.") from None
+    if not isinstance(found, dict):
+        raise click.ClickException(f"{value} holds no mapping; write DeepSpeed's settings as {{ … }}.")
+    return found
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """The ZeRO stage of DeepSpeed's settings; 0 where they name none."""
+    zero = settings.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    return stage if isinstance(stage, int) else 0
+
+
+def _local_inputs(config: dict[str, Any]) -> list[str]:
+    """The relative paths that a run file may read: only those that look like, or are, local ones."""
+    inputs = [config.get("base_model"), config.get("deepspeed")]
+    for key in ("datasets", "test_datasets"):
+        entries = config.get(key) if isinstance(config.get(key), list) else []
+        inputs += [entry.get("path") for entry in entries or [] if isinstance(entry, dict)]
+    return [value for value in inputs if isinstance(value, str) and not Path(value).is_absolute()]
+
+
+def plugin_is_there(name: str, folder: Path) -> bool:
+    """Whether Axolotl finds a plugin: in the environment, below `folder`, or among its own integrations.
+
+    One that it does not find it logs, and trains without it.
+    """
+    module = name.rpartition(".")[0]
+    return any(_importable(path, folder) for path in (module, f"axolotl.integrations.{module}"))
+
+
+def _importable(module: str, folder: Path) -> bool:
+    if not all(part.isidentifier() for part in module.split(".")):
+        return False
+    path = folder.joinpath(*module.split("."))
+    if path.with_suffix(".py").is_file() or path.is_dir():
+        return True
+    try:
+        return importlib.util.find_spec(module) is not None
+    except Exception:  # whatever a parent package raises when it is imported
+        return False
+
+
+def anchor_of(config: dict[str, Any]) -> Path:
+    """Where relative paths count from: the working directory, as for Axolotl itself, unless files
+    that the run file names are only in this checkout (`cd elsewhere && … | axolotl train -`)."""
+    here = Path.cwd()
+    inputs = _local_inputs(config)
+    inside = [value for value in inputs if ".." not in Path(value).parts]  # what lies beside the checkout is not ours
+    elsewhere = [value for value in inside if not os.path.exists(value) and os.path.exists(ROOT / value)]
+    return ROOT if elsewhere else here
+
+
+def absolute(config: dict[str, Any], anchor: Path) -> dict[str, Any]:
+    """A copy of the configuration in which every local path is absolute."""
+    config = yaml.safe_load(yaml.safe_dump(config))  # a deep copy without shared anchors
+
+    def local(value: Any) -> Any:
+        return str(anchor / value) if isinstance(value, str) and (anchor / value).exists() else value
+
+    config["base_model"] = local(config["base_model"])
+    if "deepspeed" in config:
+        config["deepspeed"] = local(config["deepspeed"])
+    for key in ("datasets", "test_datasets"):
+        for entry in config.get(key) or []:
+            entry["path"] = local(entry["path"])
+    for key in ("output_dir", "dataset_prepared_path"):
+        if config.get(key):
+            config[key] = str(anchor / config[key])
+    return config
