@@ -171,7 +171,7 @@ def _commands(made: Rendered, settings: tuple[str, ...], output: Path | None) ->
         return [f"{' '.join(map(_quoted, rendered))} | axolotl train -{launcher}"]
     path = _quoted(str(output)) if output else f"recipes/{made.name}/{made.variant}.yaml"
     commands = [f"axolotl train {path}{launcher}"]
-    if "peft" in made.variant.split("+") and not made.facts["variants"]:  # what is kept as published may be refused
+    if "peft" in made.variant.split("+") and not made.name.endswith("-as-published"):  # these may be refused
         commands.append(f"tools/train.py {path}   (needs no Axolotl)")
     return commands
 
