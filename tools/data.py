@@ -57,7 +57,7 @@ def build(names: tuple[str, ...], output: Path, **choices: Any) -> None:
     Example:
       tools/data.py build first.jsonl second.csv -o /tmp/joined --dedupe
     """
-    splitting.require_ours(output)
+    files.require_ours(output, splitting.RECORD, "build")
     files.require_writable(output.parent)
     made = splitting.consolidate(names or _LORAFRICA, **choices)
     _say(made.record, choices["dedupe"])

@@ -3,7 +3,6 @@
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,45 +17,20 @@ if TYPE_CHECKING:
     from lora_recipes.merging.merge_plan import Plan
 
 
-def _require_ours(output: Path) -> None:
-    """Refuse to replace a folder that holds anything else than a merge of ours."""
-    from lora_recipes.merging import verification
-    from lora_recipes.models import shards
-
-    if output.exists() and not output.is_dir():
-        raise click.ClickException(f"{output} is a file; choose another -o.")
-    held = {path.name for path in output.iterdir()} if output.exists() else set()
-    if verification.RECORD in held:
-        held -= {verification.RECORD, *shards.read_json(output / verification.RECORD).get("files", {})}
-    if held:
-        raise click.ClickException(
-            f"{output} holds {sorted(held)[0]}, which no merge wrote; move it, or choose another -o."
-        )
-
-
 def _print_plan(plan: "Plan", output: Path) -> None:
-    from lora_recipes.merging import folding
-
     total = sum(entry.size for entry in plan.weights)
-    merge_peak, verify_peak = folding.peak_memory(plan)
-    matched = sum(sum(part is not None for part in vars(change).values()) - 1 for change in plan.changes.values())
     base = f"{plan.base}, linear layers rounded to NF4 as in training" if plan.onto == "quantized" else plan.base
     lines = {
         "base": base,
         "adapter": plan.adapter,
-        "adapter keys matched": matched,
-        "adapter keys unmatched": len(plan.unmatched),
         "weights changed": f"{len(plan.changes)} by the adapter of {len(plan.weights)}",
         "weights rounded to NF4": len(plan.quantized),
         "dtype": str(plan.dtype).removeprefix("torch."),
         "output": output,
         "output size": f"{total / 1e6:,.0f} MB in {len(plan.files)} shard{'s' * (len(plan.files) > 1)}",
-        "peak memory": f"about {merge_peak / 1e9:.1f} GB merging, {verify_peak / 1e9:.1f} GB verifying",
     }
     for name, value in lines.items():
         click.echo(f"{name:<24}{value}")
-    for key in plan.unmatched:
-        click.echo(f"{'unmatched':<24}{key}")
 
 
 def _print_verdict(output: Path, record: dict[str, Any]) -> None:
@@ -79,11 +53,6 @@ def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool, watch: result
     with files.locked(output), files.whole_folder(output) as folder:
         intended = _write(run, plan, folder)
         merged = watch.seconds()
-        with ThreadPoolExecutor(1) as reader:
-            reading = reader.submit(_read_back, folder, intended)
-            if verify:
-                import peft  # noqa: F401  takes seconds of the one core that hashing leaves
-            found = reading.result()
         compared = verification.require_tensors(plan, folder)
         kl = _divergences(run, plan, folder, examples) if verify else {}
         record = {
@@ -97,7 +66,7 @@ def _merge(run: RunFile, plan: "Plan", output: Path, verify: bool, watch: result
             "kl": kl,
             "verdict": divergence.verdict(kl) if kl else "tensors only",
             "seconds": {"merging": merged, "verifying": round(watch.seconds() - merged, 2)},
-            "files": found,
+            "files": {path.name: intended.get(path.name) or files.sha256(path) for path in sorted(folder.iterdir())},
         }
         (folder / verification.RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
@@ -130,30 +99,6 @@ def _write(run: RunFile, plan: "Plan", folder: Path) -> dict[str, str]:
         return folding.write(run, plan, folder, lambda: bar.update(1))
 
 
-def _read_back(folder: Path, intended: dict[str, str]) -> dict[str, str]:
-    """The sha256 of every file written. Raises click.ClickException for one that is not as it was meant."""
-    from lora_recipes.models import shards
-
-    found = shards.sha256_of(sorted(folder.iterdir()))
-    if damaged := [name for name, digest in intended.items() if found[name] != digest]:
-        raise click.ClickException(f"{damaged[0]} does not read back as it was written; check the disk.")
-    return found
-
-
-def _check(run: RunFile, adapter: Path, output: Path) -> None:
-    """Exit 1 when a merged folder is not what was written, or not what the adapter makes of the base."""
-    from lora_recipes.merging import merge_plan, verification
-
-    record = verification.require_files(output)
-    plan = merge_plan.plan(run, adapter, record["onto"])
-    for name, digest in verification.adapter_hashes(adapter).items():
-        if record["adapter"][name] != digest:
-            raise click.ClickException(f"{adapter / name}: changed since it was merged; merge again.")
-    compared = verification.require_tensors(plan, output)
-    click.echo(f"{len(record['files'])} files are as merged, {compared} weights are base + adapter.", err=True)
-    _print_verdict(output, record)
-
-
 @click.command()
 @click.argument("source", metavar="RUN")
 @click.option("--adapter", type=click.Path(file_okay=False, path_type=Path), help="adapter, not the run's own")
@@ -161,7 +106,6 @@ def _check(run: RunFile, adapter: Path, output: Path) -> None:
 @click.option("--onto", type=click.Choice(["quantized", "full"]), help="base of a QLoRA adapter")
 @click.option("--dry-run", is_flag=True, help="show the plan, write nothing")
 @click.option("--no-verify", is_flag=True, help="skip measuring divergences")
-@click.option("--check", is_flag=True, help="verify an existing merge")
 def main(
     source: str,
     adapter: Path | None,
@@ -169,7 +113,6 @@ def main(
     onto: str | None,
     dry_run: bool,
     no_verify: bool,
-    check: bool,
 ) -> None:
     """Merge the adapter of a run into its base model.
 
@@ -180,26 +123,19 @@ def main(
     Example:
       tools/merge.py recipes/smollm2-african-history/lora.yaml --dry-run
     """
-    if dry_run and check:
-        raise click.UsageError("--dry-run and --check exclude each other; choose one.")
     libraries.quiet()
     run = runfile.load(source)
     if onto == "quantized" and not run.config.get("load_in_4bit"):
         raise click.UsageError(f"--onto quantized: {run.name} trains on a full-precision base (no load_in_4bit).")
     adapter = adapter or run.output_dir
     output = (output or run.output_dir / "merged").resolve()
-    if check:
-        return _check(run, adapter, output)
-    from lora_recipes.merging import merge_plan
+    from lora_recipes.merging import merge_plan, verification
 
     watch = result_files.Stopwatch()
     plan = merge_plan.plan(run, adapter, onto or ("quantized" if run.config.get("load_in_4bit") else "full"))
-    _require_ours(output)
+    files.require_ours(output, verification.RECORD, "merge")
     if dry_run:
-        _print_plan(plan, output)
-    plan.require_matched()
-    if dry_run:
-        return None
+        return _print_plan(plan, output)
     files.require_writable(output.parent)
     remedy = "close what else uses the GPU, or merge on the CPU: CUDA_VISIBLE_DEVICES= tools/merge.py"
     with processes.enough_memory(remedy):

@@ -1,6 +1,7 @@
 """An adapter is whole, as its settings say, and of the base model that the run file names."""
 
 import json
+from pathlib import Path
 
 from lora_recipes.config import runfile
 from lora_recipes.models import adapters
@@ -32,6 +33,10 @@ def change(run, weights=None, **settings):
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
+def base_of(run):
+    return Path(run.model())
+
+
 def first(tensors, part):
     return next(name for name in sorted(tensors) if part in name)
 
@@ -53,15 +58,19 @@ def drop(*parts):
 
 
 def test_a_whole_adapter_of_its_base_passes(saved):
-    assert adapters.require(saved.output_dir, saved)["peft_type"] == "LORA"
+    model = adapters.require(saved.output_dir, saved)
+    assert sum(map(adapters.is_given, model.parameters())) == 18
 
 
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
         (lambda tensors: tensors.clear(), "empty: it holds no LoRA weights"),
-        (drop("layers.1.self_attn.q_proj.lora_B"), "has no counterpart"),
-        (drop("layers.1.self_attn.q_proj"), "1 of 9 layers have no LoRA weights, the first is model.layers.1"),
+        (
+            drop("layers.1.self_attn.q_proj.lora_B"),
+            "1 of the 18 tensors .* are missing, the first is .*layers.1.self_attn.q_proj.lora_B.*: restore it",
+        ),
+        (drop("layers.1.self_attn.q_proj"), "2 of the 18 tensors .* are missing, the first is .*layers.1"),
         (put("lora_B", lambda tensor: tensor * float("nan")), "not finite"),
         (put("lora_A", lambda tensor: tensor * float("inf")), "not finite"),
         (lambda tensors: [tensors[name].zero_() for name in tensors if "lora_B" in name], "every lora_B is zero"),
@@ -87,6 +96,64 @@ def test_settings_of_something_else_are_refused(saved, settings, words):
     change(saved, **settings)
     with pytest.raises(click.ClickException, match=words):
         adapters.require(saved.output_dir, saved)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["lm_head"], "modules_to_save": ["norm"]},
+        {"target_modules": [], "target_parameters": ["mlp.gate_proj.weight"]},
+        {"layers_to_transform": [1], "rank_pattern": {"q_proj": 2}, "use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"trainable_token_indices": [3, 5]},
+    ],
+    ids=["embeddings", "a saved norm", "parameters", "some layers", "pissa", "tokens"],
+)
+def test_every_kind_of_adapter_that_peft_saves_is_whole(saved, settings):
+    write_adapter(base_of(saved), saved.output_dir, **settings)
+    assert adapters.require(saved.output_dir, saved)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"),
+    [("_orig_mod.", "torch.compile"), ("module.", "DeepSpeed"), ("base_model.model._orig_mod.", "torch.compile")],
+)
+def test_keys_of_a_wrapper_are_named_with_the_remedy(saved, prefix, wrapper):
+    """PEFT would load none of them, and score the bare base."""
+
+    def put_before(tensors):
+        for name in list(tensors):
+            tensors[prefix + name.removeprefix("base_model.model." * ("base" in prefix))] = tensors.pop(name)
+
+    change(saved, put_before)
+    with pytest.raises(click.ClickException, match=f"18 of its keys match no weight .*{wrapper}.*take these letters"):
+        adapters.require(saved.output_dir, saved)
+
+
+def test_added_tokens_are_named_and_not_another_base(saved):
+    """PEFT saves resized embeddings beside LoRA, and loads them into a base that was resized only."""
+    import transformers
+
+    resized = transformers.AutoModelForCausalLM.from_pretrained(base_of(saved))
+    resized.resize_token_embeddings(140)
+    resized.save_pretrained(base_of(saved).parent / "resized" / "base")
+    write_adapter(base_of(saved).parent / "resized" / "base", saved.output_dir, modules_to_save=["embed_tokens"])
+    with pytest.raises(click.ClickException, match="is of 140 tokens, .* has 128: .*Resize the base's embeddings"):
+        adapters.require(saved.output_dir, saved)
+
+
+def test_an_adapter_is_checked_where_deepspeed_shards_models(saved, monkeypatch):
+    """ZeRO-3 shares out every model that transformers makes, and waits for the other processes."""
+    import transformers.modeling_utils
+
+    monkeypatch.setattr(transformers.modeling_utils, "is_deepspeed_zero3_enabled", lambda: pytest.fail("shared out"))
+    adapters.require(saved.output_dir, saved)
+
+
+def test_a_base_that_is_not_there_is_left_to_whoever_loads_it(saved):
+    (base_of(saved) / "config.json").unlink()
+    assert adapters.require(saved.output_dir, saved) is None
 
 
 @pytest.mark.parametrize("name", adapters.FILES)

@@ -98,11 +98,9 @@ class Subject:
         if self.model_config is None:
             return None
         try:
-            import torch
-            from transformers import AutoModelForCausalLM
+            from lora_recipes.models import loading
 
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(self.model_config)
+            return loading.without_weights(self.model_config)
         except Exception as error:  # a model kind without a causal form, or one that needs code of its repository
             words = " ".join(str(error).split())[:160]
             self.report.skip("target modules and attention", f"the model cannot be built here ({words})")

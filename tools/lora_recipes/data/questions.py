@@ -9,7 +9,8 @@ from typing import Any
 
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import prompts, rows
-from lora_recipes.models import adapters, shards
+from lora_recipes.models import adapters
+from lora_recipes.support import files
 
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".gguf"}
 
@@ -96,7 +97,7 @@ def adapter_identity(folder: Path) -> str:
         for key, value in config.items()
         if key not in ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
     }
-    return _digest([shards.sha256(folder / adapters.FILES[0]), applied])
+    return _digest([files.sha256(folder / adapters.FILES[0]), applied])
 
 
 @functools.cache
@@ -105,7 +106,7 @@ def model_identity(model: str) -> str:
     folder = Path(model)
     if folder.is_dir():
         paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _MODEL_FILES]
-        return f"sha256:{_digest([[path.name, shards.sha256(path)] for path in paths])}"
+        return f"sha256:{_digest([[path.name, files.sha256(path)] for path in paths])}"
     from transformers import AutoConfig
 
     return f"{model}@{AutoConfig.from_pretrained(model, trust_remote_code=False)._commit_hash}"

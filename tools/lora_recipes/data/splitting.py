@@ -100,17 +100,6 @@ def _across(parts: "dict[str, Dataset]") -> set[str]:
     return across
 
 
-def require_ours(output: Path) -> None:
-    """Refuse to replace anything but an empty folder or one that an earlier build wrote."""
-    if output.exists() and not output.is_dir():
-        raise click.ClickException(f"{output} is a file; choose another -o.")
-    held = {path.name for path in output.iterdir()} if output.exists() else set()
-    if RECORD in held:
-        held -= {RECORD, *(f"{part}.jsonl" for part in PARTS)}
-    if held:
-        raise click.ClickException(f"{output} holds {min(held)}, which no build wrote; move it, or choose another -o.")
-
-
 def write(build: Build, output: Path) -> None:
     """Write the splits as JSON lines and build.json with their hashes, all or nothing."""
     with files.locked(output), files.whole_folder(output) as folder:

@@ -91,7 +91,7 @@ def _measure(
     result["kl_adapter_merged"] = mean_divergence(adapter, merged)
     if run.config.get("load_in_4bit") and plan.onto == "full":
         click.echo("Verifying: the adapter on the 4-bit base that it was trained on …", err=True)
-        four_bit = Weights(plan.base, pool, merge_plan.quantized_weights(run, plan.base), trained)
+        four_bit = Weights(plan.base, pool, merge_plan.quantized_weights(run), trained)
         model = streaming.opened(four_bit, torch.float32, plan.adapter)
         result["kl_trained_merged"] = mean_divergence(log_probabilities(model, examples), merged)
     return result

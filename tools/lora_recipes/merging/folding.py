@@ -22,11 +22,9 @@ from typing import Any
 
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.merging.merge_plan import Change, Plan
-from lora_recipes.models import adapters, loading, shards
+from lora_recipes.models import loading, shards
 from lora_recipes.models.shards import Stored
-
-_BASELINE = 640 * 2**20
-"""Resident bytes of a process that has imported torch and transformers' model classes."""
+from lora_recipes.support import files
 
 _PART = 1 << 20
 """Elements that are folded at a time: they stay in the processor's cache."""
@@ -34,11 +32,9 @@ _PART = 1 << 20
 _AHEAD = 6
 
 
-def base_weight(plan: Plan, entry: Stored) -> Any:
-    """The weight that A and B are added to: the base's or the adapter's own, rounded to NF4 as in training."""
-    change = plan.changes.get(entry.name, Change())
-    weight = shards.read(change.value or entry)
-    return nf4(weight.to(plan.quantized_from)) if entry.name in plan.quantized else weight
+def rounded_to_nf4(plan: Plan, entry: Stored) -> Any:
+    """A whole weight that training in 4 bit rounds, as training has it."""
+    return nf4(shards.read(entry).to(plan.quantized_from))
 
 
 def nf4(weight: Any) -> Any:
@@ -66,23 +62,24 @@ class _Folder:
         change = self.plan.changes.get(entry.name, Change())
         base = self._base(entry, change, begin, end)
         weight = self._float(0, base.shape).copy_(base)
-        if change.lora_a and change.lora_b:
+        if change.left is not None:
             product = self._float(1, base.shape)
-            lora_b, lora_a = (shards.read(part).float() for part in (change.lora_b, change.lora_a))
-            weight += torch.mm(lora_b[begin:end], lora_a, out=product).mul_(change.scale)
-        if change.magnitude:
-            weight *= (shards.read(change.magnitude)[begin:end].float() / weight.norm(dim=1)).unsqueeze(1)
+            torch.mm(change.left[begin:end], change.right, out=product.view(end - begin, -1)).mul_(change.scale)
+            weight += product
+        if change.magnitude is not None:
+            weight *= (change.magnitude[begin:end] / weight.norm(dim=1)).unsqueeze(1)
         held = memoryview(buffer)[: entry.size // entry.shape[0] * (end - begin)]
         torch.frombuffer(held, dtype=shards.dtype_of(entry)).view(base.shape).copy_(weight)
         return held
 
     def _base(self, entry: Stored, change: Change, begin: int, end: int) -> Any:
+        if change.value is not None:
+            return change.value[begin:end]
         if entry.name in self.plan.quantized:
-            return base_weight(self.plan, entry)[begin:end]
-        source = change.value or entry
-        if len(self.raw) < (needed := source.size // source.shape[0] * (end - begin)):
+            return rounded_to_nf4(self.plan, entry)[begin:end]
+        if len(self.raw) < (needed := entry.size // entry.shape[0] * (end - begin)):
             self.raw = bytearray(needed)
-        return shards.read_rows(source, begin, end, self.raw)
+        return shards.read_rows(entry, begin, end, self.raw)
 
     def _float(self, number: int, shape: Sequence[int]) -> Any:
         import torch
@@ -183,7 +180,7 @@ def _write_companions(run: RunFile, plan: Plan, folder: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         if not (plan.base / name).is_file():
             continue
-        settings = shards.read_json(plan.base / name)
+        settings = files.read_json(plan.base / name)
         settings.pop("quantization_config", None)
         if plan.untied and name == "config.json":
             settings["tie_word_embeddings"] = False
@@ -196,14 +193,3 @@ def _write_companions(run: RunFile, plan: Plan, folder: Path) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def peak_memory(plan: Plan) -> tuple[int, int]:
-    """Estimated bytes of the largest resident size while merging, and while verifying.
-
-    Merging holds the adapter and some parts of a weight, and a whole one where it is rounded to NF4.
-    Verifying holds the adapter twice, PEFT, and some 0.3 GB of activations and distributions.
-    """
-    adapter = (plan.adapter / adapters.FILES[0]).stat().st_size
-    whole = max((14 * entry.count for entry in plan.weights if entry.name in plan.quantized), default=0)
-    return _BASELINE + adapter + whole + 16 * _AHEAD * _PART, _BASELINE + 2 * adapter + whole + 400_000_000

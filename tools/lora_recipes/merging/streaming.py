@@ -222,13 +222,17 @@ def _by_rows(module: Any, name: str, weights: Weights, dtype: Any) -> Callable[[
 
 def fold(weights: Weights, adapted: Any) -> None:
     """Let `weights` be those of an opened model with its adapter folded in, by PEFT's own values of it."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Embedding, LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
     for path, module in adapted.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
             magnitude = module.lora_magnitude_vector[ADAPTER].weight if _scales_rows(module) else None
-            a, b = (part[ADAPTER].weight for part in (module.lora_A, module.lora_B))
+            if isinstance(module, Embedding):
+                b, a = module.lora_embedding_A[ADAPTER].T, module.lora_embedding_B[ADAPTER].T
+            else:
+                a, b = (part[ADAPTER].weight for part in (module.lora_A, module.lora_B))
+                a, b = (b.T, a.T) if module.fan_in_fan_out else (a, b)
             weights.added[f"{path}.weight"] = Lora(a, b, module.scaling[ADAPTER], magnitude)
         elif isinstance(module, ModulesToSaveWrapper):
             for key, parameter in module.modules_to_save[ADAPTER].named_parameters():

@@ -1,13 +1,14 @@
-"""Whether a merged folder is what its adapter makes of the base: by its files and its tensors."""
+"""Whether the tensors of a merged folder are what its adapter makes of the base."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.merging.folding import base_weight
+from lora_recipes.merging.folding import rounded_to_nf4
 from lora_recipes.merging.merge_plan import Change, Plan
 from lora_recipes.models import adapters, shards
 from lora_recipes.models.shards import Stored
+from lora_recipes.support import files
 
 import click
 
@@ -27,25 +28,8 @@ _FLIPS = 1e-3
 over block scales depends on the order of the sum."""
 
 
-def require_files(folder: Path) -> dict[str, Any]:
-    """The record of a merged folder. Raises click.ClickException naming a file that is not as recorded."""
-    if not (folder / RECORD).is_file():
-        raise click.ClickException(f"{folder} holds no {RECORD}; merge first, or give -o.")
-    record = shards.read_json(folder / RECORD)
-    if not {"onto", "adapter", "kl", "verdict", "files"} <= set(record):
-        raise click.ClickException(f"{folder / RECORD}: not a record of a merge; merge again.")
-    for name in record["files"]:
-        if not (folder / name).is_file():
-            raise click.ClickException(f"{folder / name}: missing; merge again.")
-    found = shards.sha256_of(folder / name for name in record["files"])
-    for name, expected in record["files"].items():
-        if found[name] != expected:
-            raise click.ClickException(f"{folder / name}: changed since it was merged (sha256 differs); merge again.")
-    return record
-
-
 def adapter_hashes(adapter: Path) -> dict[str, str]:
-    return {name: shards.sha256(adapter / name) for name in adapters.FILES}
+    return {name: files.sha256(adapter / name) for name in adapters.FILES}
 
 
 def require_tensors(plan: Plan, folder: Path) -> int:
@@ -122,17 +106,20 @@ def _is_sum(plan: Plan, entry: Stored, written: Stored) -> bool:
     columns = max(1, entry.count // entry.shape[0])
     numbers = _spread(range(entry.shape[0]), max(2, _ROWS // columns))
     found = _rows(written, numbers)
-    if change.value and not change.lora_a and not quantized:
-        return bool(torch.equal(_rows(change.value, numbers).to(found.dtype), found))
-    exact = (base_weight(plan, entry)[numbers] if quantized else _rows(change.value or entry, numbers)).double()
+    if change.value is not None and change.left is None:
+        return bool(torch.equal(change.value[numbers].to(found.dtype), found))
+    if change.value is not None:
+        exact = change.value[numbers].double()
+    else:
+        exact = (rounded_to_nf4(plan, entry)[numbers] if quantized else _rows(entry, numbers)).double()
     size, terms = exact.abs(), 2
     slack = (torch.finfo(plan.quantized_from).eps if quantized else 0.0) * size
-    if change.lora_a and change.lora_b:
-        a, b = shards.read(change.lora_a).double(), shards.read(change.lora_b)[numbers].double()
-        exact, terms = exact + change.scale * (b @ a), terms + a.shape[0]
-        size = size + abs(change.scale) * (b.abs() @ a.abs())
-    if change.magnitude:
-        factor = (shards.read(change.magnitude)[numbers].double() / exact.norm(dim=1)).unsqueeze(1)
+    if change.left is not None:
+        left, right = change.left[numbers].double(), change.right.double()
+        exact, terms = exact + change.scale * (left @ right).view_as(exact), terms + len(right)
+        size = size + abs(change.scale) * (left.abs() @ right.abs()).view_as(exact)
+    if change.magnitude is not None:
+        factor = (change.magnitude[numbers].double() / exact.norm(dim=1)).unsqueeze(1)
         exact, size, slack = exact * factor, size * factor.abs(), slack * factor.abs()
         terms += columns
     bound = torch.finfo(found.dtype).eps * exact.abs() + terms * torch.finfo(torch.float32).eps * size + slack

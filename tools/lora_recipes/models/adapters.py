@@ -1,23 +1,37 @@
-"""Adapters on disk: whole, with all weights that they should have, and of the base model that a run file names."""
+"""Adapters on disk: whole, with all that PEFT expects of them, and of the base model that a run file names."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
-from lora_recipes.models import shards
+from lora_recipes.models import loading
+from lora_recipes.support import libraries
 
 import click
 
 FILES = ("adapter_model.safetensors", "adapter_config.json")
 
+NAME = "default"
+"""PEFT's name for the adapter of a model that has one."""
 
-def require(folder: Path, run: RunFile | None = None) -> dict[str, Any]:
-    """Check a saved adapter and give its configuration.
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "activation checkpointing",
+    "module.": "DeepSpeed or DistributedDataParallel",
+}
+"""What a wrapper puts before the names of a model's weights, and whose wrapper it is."""
 
-    Raises click.ClickException when it is absent, pickled, cut off, empty, not finite or all zero, has an A without
-    its B or another rank than it says, and, with a run file, when it belongs to another base, lacks layers, or was
-    trained with another rank. ZeRO-3 has saved 40-byte adapters without an error.
+
+def require(folder: Path, run: RunFile) -> Any:
+    """Check a saved adapter; PEFT's model of it on a base without weights, as `attach` gives it.
+
+    None when the base's configuration cannot be had, with which nothing could be compared. Raises
+    click.ClickException when the adapter is absent, pickled, cut off, empty, not finite or all zero, of another base
+    or rank than the run file names, or not what PEFT expects for that base. ZeRO-3 has saved 40-byte adapters without
+    an error.
     """
     weights, settings = (folder / name for name in FILES)
     if not weights.is_file() and (pickled := folder / "adapter_model.bin").is_file():
@@ -30,60 +44,27 @@ def require(folder: Path, run: RunFile | None = None) -> dict[str, Any]:
                 f"{folder} holds no adapter ({path.name} is missing); train first, or give --adapter."
             )
     config = _settings(settings)
-    shapes = _require_tensors(weights, config)
-    if run is not None:
-        _require_base(folder, config, run)
-        _require_layers(weights, config, shapes, Path(run.model()))
-    return config
+    tensors = _tensors(weights)
+    _require_base(folder, config, run)
+    try:
+        base = loading.base_without_weights(run)
+    except click.ClickException:
+        return None  # whoever loads the base says why
+    model = attach(base, folder, tensors)
+    _require_rank(folder, config, run)
+    return model
 
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise click.ClickException(f"{path}: not valid JSON; the adapter is damaged: train again.") from None
+        raise click.ClickException(
+            f"{path}: not valid JSON; the file is damaged: restore it, from a checkpoint-* folder for example."
+        ) from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise click.ClickException(f"{path}: not of a LoRA adapter; take one that PEFT saved.")
     return config
-
-
-def _require_tensors(path: Path, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors by name."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise click.ClickException(
-            f"{path}: not a whole safetensors file ({error}); train again or restore it."
-        ) from None
-    lora_a = {name for name in tensors if ".lora_A." in name}
-    lora_b = {name for name in tensors if ".lora_B." in name}
-    if not lora_a or not lora_b:
-        raise click.ClickException(f"{path}: empty: it holds no LoRA weights; train again.")
-    if lonely := {name.replace(".lora_A.", ".lora_B.") for name in lora_a} ^ lora_b:
-        raise click.ClickException(
-            f"{path}: {sorted(lonely)[0]} has no counterpart; the adapter is damaged: train again."
-        )
-    ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise click.ClickException(
-                f"{path}: {name} holds values that are not finite; training diverged: lower the learning rate."
-            )
-        rank = tensor.shape[0] if name in lora_a else tensor.shape[-1] if name in lora_b else None
-        if tensor.ndim == 2 and rank is not None and rank not in ranks:
-            raise click.ClickException(
-                f"{path}: {name} has rank {rank}, {FILES[1]} says {config.get('r')}; "
-                "the two files are of different adapters: restore or train again."
-            )
-    if all(not tensors[name].any() for name in lora_b):
-        raise click.ClickException(
-            f"{path}: every lora_B is zero: the adapter changes nothing; training did not reach it."
-        )
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _require_base(folder: Path, config: dict[str, Any], run: RunFile) -> None:
@@ -93,6 +74,9 @@ def _require_base(folder: Path, config: dict[str, Any], run: RunFile) -> None:
             f"{folder}: the adapter was trained on {trained_on}, {run.name} names {run.config['base_model']}; "
             "give the run file that it was trained with."
         )
+
+
+def _require_rank(folder: Path, config: dict[str, Any], run: RunFile) -> None:
     rank = run.config.get("lora_r")
     if folder.resolve() == run.output_dir.resolve() and rank not in (None, config.get("r")):
         raise click.ClickException(
@@ -101,38 +85,140 @@ def _require_base(folder: Path, config: dict[str, Any], run: RunFile) -> None:
         )
 
 
-def _require_layers(path: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: Path) -> None:
-    """All layers of the base that the adapter names, in the base's shapes; of a local base in safetensors.
+def _tensors(path: Path) -> dict[str, Any]:
+    """The tensors by name. Raises for a file that is cut off, empty, not finite, or that changes nothing."""
+    import torch
+    from safetensors import SafetensorError, safe_open
 
-    Weights that transformers renames when it loads them are left to PEFT, which compares shapes too.
-    """
-    if not any(base.glob("*.safetensors")):
-        return
-    layers = {
-        name.removesuffix(".weight"): entry.shape
-        for name, entry in shards.tensors_of(base).items()
-        if name.endswith(".weight") and len(entry.shape) == 2 and shards.dtype_of(entry) is not None
-    }
-    adapted = {
-        name.removeprefix("base_model.model.").partition(".lora_A.")[0]: (
-            shapes[name.replace(".lora_A.", ".lora_B.")][0],
-            shape[-1],
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise click.ClickException(
+            f"{path}: not a whole safetensors file ({error}); restore it, from a checkpoint-* folder for example."
+        ) from None
+    if not any("lora_" in name for name in tensors):
+        raise click.ClickException(
+            f"{path}: empty: it holds no LoRA weights; take those of a checkpoint-* folder, or train again."
         )
-        for name, shape in shapes.items()
-        if ".lora_A." in name and len(shape) == 2
-    }
-    for layer, shape in adapted.items():
-        if layer in layers and sorted(layers[layer]) != sorted(shape):
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
             raise click.ClickException(
-                f"{path}: {layer} is {list(shape)} in the adapter and {list(layers[layer])} in {base}; "
-                "the adapter belongs to another base model."
+                f"{path}: {name} holds values that are not finite; training diverged: lower the learning rate."
             )
-    targets = config.get("target_modules")
-    chosen = any(config.get(key) for key in ("layers_to_transform", "exclude_modules", "layers_pattern"))
-    if isinstance(targets, list) and not chosen and adapted.keys() <= layers.keys():
-        named = [layer for layer in layers if layer.rpartition(".")[2] in targets]
-        if missing := [layer for layer in named if layer not in adapted]:
+    zeros = [name for name in tensors if name.endswith((".lora_B.weight", ".lora_embedding_A"))]  # as training begins
+    if zeros and not any(tensors[name].any() for name in zeros):
+        raise click.ClickException(
+            f"{path}: every lora_B is zero: the adapter changes nothing; training did not reach it."
+        )
+    return tensors
+
+
+def attach(base: Any, folder: Path, tensors: dict[str, Any]) -> Any:
+    """PEFT's model of an adapter on a base that lies on torch's meta device; the base's modules are changed in place.
+
+    What `tensors` hold is on the CPU in it, and nothing else takes memory. Raises click.ClickException where PEFT
+    expects other tensors for this base, or other shapes.
+    """
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+
+    path, name = folder / FILES[0], base.config.name_or_path or type(base).__name__
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    embeddings = [f".{place}." for place, module in base.named_modules() if any(module is end for end in ends)]
+    config = LoraConfig.from_pretrained(str(folder))
+    config.init_lora_weights = True  # the values come from the file; some initialisations decompose the base's
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PEFT's own remarks none is about what is wrong with an adapter
+            model = get_peft_model(base, config, adapter_name=NAME, low_cpu_mem_usage=True).eval()
+        saved = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+        _require_shapes(path, name, {**model.state_dict(), **saved}, tensors, embeddings)
+        for module in model.modules():
+            if isinstance(module, LoraLayer) and hasattr(module.get_base_layer(), "weight"):
+                module.get_base_layer().weight = _placeholder(module.get_base_layer().weight)
+        missing, unexpected = _load(model, saved, tensors)
+    except (ValueError, RuntimeError) as error:
+        raise click.ClickException(
+            f"{path}: PEFT does not load it on {name}: {libraries.reason(error)}; "
+            "give the base that the adapter was trained on."
+        ) from None
+    if unexpected:
+        raise click.ClickException(
+            f"{path}: {len(unexpected)} of its keys match no weight of {name}, the first is {unexpected[0]}; "
+            f"{_remedy(unexpected[0])}."
+        )
+    if missing:
+        raise click.ClickException(
+            f"{path}: {len(missing)} of the {len(saved)} tensors that PEFT expects for {name} are missing, the first "
+            f"is {missing[0]}; it was not saved whole: restore it, from a checkpoint-* folder for example."
+        )
+    return model
+
+
+def is_given(parameter: Any) -> bool:
+    """Whether a parameter of an attached model has values of its own: those of the adapter's file."""
+    return not parameter.is_meta and parameter.untyped_storage().nbytes() >= parameter.nbytes
+
+
+def _placeholder(weight: Any) -> Any:
+    """A weight of the same shape in the memory of one element, on the CPU: where PEFT then leaves A and B as well."""
+    import torch
+
+    return torch.nn.Parameter(torch.zeros(()).expand(weight.shape), requires_grad=False)
+
+
+def _load(model: Any, saved: dict[str, Any], tensors: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Load the tensors as PEFT does; the keys that it misses, and those that it does not know."""
+    from peft import set_peft_model_state_dict
+
+    try:
+        keys = set_peft_model_state_dict(model, dict(tensors), adapter_name=NAME, low_cpu_mem_usage=True)
+    except KeyError:  # how PEFT says that a module is missing that is saved whole
+        known = {*saved, *model.state_dict()}
+        return [key for key in saved if key not in tensors], [key for key in tensors if key not in known]
+    missing = [key for key in keys.missing_keys if "lora_" in key]  # and all weights of the base
+    return [[key.replace(f".{NAME}", "") for key in found] for found in (missing, keys.unexpected_keys)]
+
+
+def _remedy(key: str) -> str:
+    """What helps against a key that matches no weight."""
+    for prefix, wrapper in _WRAPPERS.items():
+        if key.startswith(prefix) or f".{prefix}" in key:
+            return (
+                f"{prefix} is of {wrapper}: save the adapter of the model inside that wrapper, or take these letters "
+                "out of the names in the file"
+            )
+    return "give the base that the adapter was trained on"
+
+
+def _require_shapes(
+    path: Path, base: str, expected: dict[str, Any], tensors: dict[str, Any], embeddings: list[str]
+) -> None:
+    """Raises click.ClickException for a tensor of another shape than PEFT expects; `embeddings` have tokens."""
+    for name, tensor in tensors.items():
+        found, wanted = tuple(tensor.shape), tuple(expected.get(name, tensor).shape)
+        apart = [n for n, (one, other) in enumerate(zip(found, wanted, strict=False)) if one != other]
+        if apart == [_rank_place(name)]:
             raise click.ClickException(
-                f"{path}: {len(missing)} of {len(named)} layers have no LoRA weights, the first is {missing[0]}; "
-                "it was not saved whole: train again."
+                f"{path}: {name} has rank {found[apart[0]]}, {FILES[1]} says {wanted[apart[0]]}; "
+                "the two files are of different adapters: restore the one that is not this adapter's."
             )
+        if len(apart) == 1 and any(place in name for place in embeddings):
+            raise click.ClickException(
+                f"{path}: {name} is of {found[apart[0]]} tokens, {base} has {wanted[apart[0]]}: the adapter was "
+                "trained after tokens were added. Resize the base's embeddings to as many (resize_token_embeddings), "
+                "save it, and name that folder under base_model."
+            )
+        if found != wanted:
+            raise click.ClickException(
+                f"{path}: {name} is {list(found)} in the adapter and {list(wanted)} in {base}; "
+                "the adapter belongs to another base model: give that one."
+            )
+
+
+def _rank_place(name: str) -> int | None:
+    """The dimension of A or B that is the rank."""
+    if ".lora_A." in name or name.endswith(".lora_embedding_A"):
+        return 0
+    return 1 if name.endswith((".lora_B.weight", ".lora_embedding_B")) else None

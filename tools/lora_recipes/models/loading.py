@@ -101,6 +101,35 @@ def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) ->
     return model
 
 
+def base_without_weights(run: RunFile) -> Any:
+    """The run file's base model on torch's meta device: its modules and shapes, and no memory for weights.
+
+    Raises click.ClickException when its configuration cannot be had, or is of no causal language model.
+    """
+    from transformers import AutoConfig
+
+    with _plain_errors(run):
+        return without_weights(AutoConfig.from_pretrained(run.model(), trust_remote_code=False))
+
+
+def without_weights(config: Any) -> Any:
+    """The causal language model of a transformers configuration, on torch's meta device.
+
+    Made by its class: `from_config` would share it out among the processes where DeepSpeed's ZeRO-3 is on.
+    Raises ValueError for a configuration of another kind of model.
+    """
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{type(config).__name__} is of no causal language model that transformers has")
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if kind.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    with torch.device("meta"):
+        return kind(config)
+
+
 def four_bit(compute_dtype: Any) -> Any:
     """NF4 with double quantization, as Axolotl's `adapter: qlora`."""
     import torch

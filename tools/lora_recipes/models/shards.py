@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
+from lora_recipes.support import files
 
 import click
 
 INDEX = "model.safetensors.index.json"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
     names = ["model.safetensors"]
     index: dict[str, str] = {}
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX).get("weight_map") or {}
+        index = files.read_json(folder / INDEX).get("weight_map") or {}
         names = sorted(set(index.values())) or names
     found: dict[str, Stored] = {}
     for name in names:
@@ -213,28 +213,3 @@ def workers() -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(threads)  # MKL's number is of the whole process
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
-
-
-def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
-    """The sha256 of each file by its name; a thread a core."""
-    paths = list(paths)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return {path.name: digest for path, digest in zip(paths, pool.map(sha256, paths), strict=True)}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises click.ClickException for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"{path}: not readable as JSON ({error}); restore it.") from None
-    return dict(content)

@@ -4,11 +4,14 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lora_recipes import ROOT
 
@@ -177,6 +180,36 @@ def read_text(path: Path) -> str:
         ) from None
     except OSError as error:
         raise click.ClickException(f"{relative(path)}: cannot be read: {error.strerror}.") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises click.ClickException for anything else."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise click.ClickException(f"{path}: not readable as JSON ({error}); restore it.") from None
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def require_ours(folder: Path, record: str, command: str) -> None:
+    """Refuse to replace a folder that holds more than the files that a command has noted in its record there."""
+    if folder.exists() and not folder.is_dir():
+        raise click.ClickException(f"{folder} is a file; choose another -o.")
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if record in held:
+        held -= {record, *read_json(folder / record).get("files", {})}
+    if held:
+        raise click.ClickException(
+            f"{folder} holds {min(held)}, which no {command} wrote; move it, or choose another -o."
+        )
 
 
 def relative(path: Path) -> str:

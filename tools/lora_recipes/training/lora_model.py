@@ -1,10 +1,9 @@
 """The model that is trained: the base of a run file with a fresh adapter, its layers compiled where it says so."""
 
-import re
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
-from lora_recipes.models import loading
+from lora_recipes.models import loading, lora
 from lora_recipes.support import processes
 
 import torch
@@ -15,10 +14,11 @@ def adapted(run: RunFile) -> Any:
 
     Raises click.ClickException when a name under lora_target_modules matches no module.
     """
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers import set_seed
 
     config, dtype = run.config, loading.dtype_of(run)
+    _require_targets(run)
     model = loading.load_base(run)
     model.config.use_cache = False
     if run.four_bit:
@@ -26,21 +26,8 @@ def adapted(run: RunFile) -> Any:
         _back_to(model, dtype)
     elif run.gradient_checkpointing:
         model.enable_input_require_grads()
-    targets: Any = "all-linear" if config.get("lora_target_linear") else config["lora_target_modules"]
-    if isinstance(targets, list):
-        _require_targets(run, model, targets)
-    lora = LoraConfig(
-        r=config["lora_r"],
-        lora_alpha=config["lora_alpha"],
-        lora_dropout=config.get("lora_dropout") or 0.0,
-        target_modules=targets,
-        use_dora=bool(config.get("peft_use_dora")),
-        use_rslora=bool(config.get("peft_use_rslora")),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
     set_seed(run.seed)
-    return get_peft_model(model, lora)
+    return get_peft_model(model, lora.lora_config(config, model))
 
 
 def compile_layers(run: RunFile, model: Any) -> None:
@@ -70,12 +57,13 @@ def _back_to(model: Any, dtype: Any) -> None:
     model.get_output_embeddings().to(dtype)
 
 
-def _require_targets(run: RunFile, model: Any, targets: list[str]) -> None:
-    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    for index, target in enumerate(targets):
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            there = sorted({re.sub(r".*\.", "", name) for name in linear} - {"lm_head"})
-            raise run.error(
-                f"lora_target_modules.{index}",
-                f"no module of {run.base_model} is named {target}; it has {', '.join(there)}.",
-            )
+def _require_targets(run: RunFile) -> None:
+    base = loading.base_without_weights(run)
+    found = lora.matched(run.config, base)
+    for key, names in found.unmatched.items():
+        value = run.config[key]
+        place = f"{key}.{value.index(names[0])}" if isinstance(value, list) else key
+        there = ", ".join(lora.names_of(base))
+        raise run.error(place, f"no module of {run.base_model} is named {names[0]}; it has {there}.")
+    if found.refused:
+        raise run.error("lora_target_modules", f"PEFT refuses it: {' '.join(found.refused.split())[:300]}")
