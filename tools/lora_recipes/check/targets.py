@@ -14,7 +14,7 @@ def check(subject: Subject) -> None:
     ranked = {name: int(subject.number(name)) for name in ("lora_r", "lora_alpha")}
     # Without a rank, which others report, what matches is the same.
     found = lora.matched({**subject.config, **{name: value or 1 for name, value in ranked.items()}}, subject.meta_model)
-    if found.trained is not None and ranked["lora_r"]:
+    if found.trained and ranked["lora_r"]:
         _report(subject, found)
     for key, names in found.unmatched.items():
         _missing(subject, found, key, names)

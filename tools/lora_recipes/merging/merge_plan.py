@@ -157,18 +157,18 @@ def _additions(adapter: Path, path: str, layer: Any) -> dict[str, Change]:
     import torch
     from peft.tuners.lora import Embedding, Linear
 
-    name = adapters.NAME
-    if type(layer) is Embedding:
+    name, kind = adapters.NAME, type(layer)
+    if kind is Embedding:
         left, right, turned = layer.lora_embedding_B[name].detach(), layer.lora_embedding_A[name].detach(), True
-    elif type(layer) is Linear:
+    elif kind is Linear:
         left, right = layer.lora_B[name].weight.detach(), layer.lora_A[name].weight.detach()
         turned = layer.fan_in_fan_out  # PEFT's answer for this layer, whatever the adapter's settings say
     else:
-        raise click.ClickException(f"{adapter}: LoRA on {path} ({type(layer).__name__}) is not merged; {_ELSEWHERE}.")
+        raise click.ClickException(f"{adapter}: LoRA on {path} ({kind.__name__}) is not merged; {_ELSEWHERE}.")
     dora = name in layer.lora_magnitude_vector
     if name in layer.lora_variant and (turned or not dora):
-        kind = type(layer.lora_variant[name]).__name__
-        raise click.ClickException(f"{adapter}: {kind} on {path} is not merged here; {_ELSEWHERE}.")
+        variant = type(layer.lora_variant[name]).__name__
+        raise click.ClickException(f"{adapter}: {variant} on {path} is not merged here; {_ELSEWHERE}.")
     if turned:
         left, right = right.T, left.T
     magnitude = layer.lora_magnitude_vector[name].weight.detach() if dora else None

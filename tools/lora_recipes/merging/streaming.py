@@ -232,7 +232,7 @@ def fold(weights: Weights, adapted: Any) -> None:
                 b, a = module.lora_embedding_A[ADAPTER].T, module.lora_embedding_B[ADAPTER].T
             else:
                 a, b = (part[ADAPTER].weight for part in (module.lora_A, module.lora_B))
-                a, b = (b.T, a.T) if module.fan_in_fan_out else (a, b)
+                a, b = (b.T, a.T) if getattr(module, "fan_in_fan_out", False) else (a, b)
             weights.added[f"{path}.weight"] = Lora(a, b, module.scaling[ADAPTER], magnitude)
         elif isinstance(module, ModulesToSaveWrapper):
             for key, parameter in module.modules_to_save[ADAPTER].named_parameters():

@@ -44,7 +44,7 @@ def require(folder: Path, run: RunFile) -> Any:
                 f"{folder} holds no adapter ({path.name} is missing); train first, or give --adapter."
             )
     config = _settings(settings)
-    tensors = _tensors(weights)
+    tensors = tensors_of(folder)
     _require_base(folder, config, run)
     try:
         base = loading.base_without_weights(run)
@@ -85,11 +85,12 @@ def _require_rank(folder: Path, config: dict[str, Any], run: RunFile) -> None:
         )
 
 
-def _tensors(path: Path) -> dict[str, Any]:
+def tensors_of(folder: Path) -> dict[str, Any]:
     """The tensors by name. Raises for a file that is cut off, empty, not finite, or that changes nothing."""
     import torch
     from safetensors import SafetensorError, safe_open
 
+    path = folder / FILES[0]
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -173,12 +174,13 @@ def _load(model: Any, saved: dict[str, Any], tensors: dict[str, Any]) -> tuple[l
     from peft import set_peft_model_state_dict
 
     try:
-        keys = set_peft_model_state_dict(model, dict(tensors), adapter_name=NAME, low_cpu_mem_usage=True)
+        keys: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=NAME, low_cpu_mem_usage=True)
     except KeyError:  # how PEFT says that a module is missing that is saved whole
         known = {*saved, *model.state_dict()}
         return [key for key in saved if key not in tensors], [key for key in tensors if key not in known]
     missing = [key for key in keys.missing_keys if "lora_" in key]  # and all weights of the base
-    return [[key.replace(f".{NAME}", "") for key in found] for found in (missing, keys.unexpected_keys)]
+    plain = [[key.replace(f".{NAME}", "") for key in found] for found in (missing, keys.unexpected_keys)]
+    return plain[0], plain[1]
 
 
 def _remedy(key: str) -> str:

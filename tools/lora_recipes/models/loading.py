@@ -123,7 +123,7 @@ def without_weights(config: Any) -> Any:
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{type(config).__name__} is of no causal language model that transformers has")
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if kind.config_class is config.sub_configs.get("text_config"):
         config = config.get_text_config()
     with torch.device("meta"):

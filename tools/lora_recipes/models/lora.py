@@ -37,14 +37,14 @@ class Matched:
 
     by_name: for each name its modules and its trained parameters.
     unmatched: for each key the names, patterns or layer numbers in it that match nothing.
-    trained, total: parameters of the whole model with its adapter; None where PEFT makes none.
+    trained, total: parameters of the whole model with its adapter; 0 where PEFT makes none.
     refused: why PEFT makes none.
     """
 
     by_name: dict[str, tuple[int, int]]
     unmatched: dict[str, list[str]]
-    trained: int | None
-    total: int | None
+    trained: int
+    total: int
     refused: str
 
 
@@ -95,7 +95,7 @@ def matched(config: dict[str, Any], model: Any) -> Matched:
     try:
         wanted = dataclasses.replace(lora_config(config, model), lora_dropout=0.0)  # PEFT has none for experts
     except (KeyError, TypeError, ValueError) as error:
-        return Matched({}, {}, None, None, f"{type(error).__name__}: {error}")
+        return Matched({}, {}, 0, 0, f"{type(error).__name__}: {error}")
     by_name: dict[str, tuple[int, int]] = {}
     unmatched: dict[str, list[str]] = {}
     for key, name, targets in _asked(config, model):
@@ -106,23 +106,26 @@ def matched(config: dict[str, Any], model: Any) -> Matched:
     try:
         adapted = _attached(model, wanted)
     except (TypeError, ValueError) as error:
-        return Matched(by_name, unmatched | _layers(wanted, model), None, None, str(error))
+        return Matched(by_name, unmatched | _layers(wanted, model), 0, 0, str(error))
     unmatched |= _layers(wanted, model) | _patterns(wanted, adapted) | _saved(wanted, adapted)
-    return Matched(by_name, unmatched, *adapted.get_nb_trainable_parameters(), "")
+    trained, total = adapted.get_nb_trainable_parameters()
+    return Matched(by_name, unmatched, trained, total, "")
 
 
 def _asked(config: dict[str, Any], model: Any) -> list[tuple[str, str, dict[str, Any]]]:
     """For each name its key, and PEFT's settings for it alone."""
     names = config.get("lora_target_modules")
-    asked = [("lora_target_modules", str(name), {"target_modules": [name]}) for name in _listed(names)]
-    if isinstance(names, str):
-        asked = [("lora_target_modules", names, {"target_modules": names})]
+    each = [(names, names)] if isinstance(names, str) else [(str(name), [name]) for name in _listed(names)]
+    asked = [("lora_target_modules", name, _targets(modules, [])) for name, modules in each]
     if config.get("lora_target_linear"):
-        asked.append(("lora_target_linear", LINEAR, {"target_modules": sorted(_linear_names(model))}))
-    asked = [(key, name, {**targets, "target_parameters": None}) for key, name, targets in asked]
+        asked.append(("lora_target_linear", LINEAR, _targets(sorted(_linear_names(model)), [])))
     for name in _listed(config.get("lora_target_parameters")):
-        asked.append(("lora_target_parameters", str(name), {"target_modules": [], "target_parameters": [name]}))
+        asked.append(("lora_target_parameters", str(name), _targets([], [name])))
     return asked
+
+
+def _targets(modules: str | list[str], parameters: list[str]) -> dict[str, Any]:
+    return {"target_modules": modules, "target_parameters": parameters}
 
 
 def _attached(model: Any, config: "LoraConfig") -> Any:
@@ -169,7 +172,7 @@ def _patterns(config: "LoraConfig", adapted: Any) -> dict[str, list[str]]:
     names = [*adapted.base_model.targeted_module_names, *adapted.base_model.targeted_parameter_names]
     unmatched = {}
     for key, patterns in (("lora_rank_pattern", config.rank_pattern), ("lora_alpha_pattern", config.alpha_pattern)):
-        if absent := [one for one in patterns if all(get_pattern_key([one], name) != one for name in names)]:
+        if absent := [one for one in patterns or {} if all(get_pattern_key([one], name) != one for name in names)]:
             unmatched[key] = absent
     return unmatched
 
