@@ -207,30 +207,27 @@ def main(
     """
     libraries.quiet()
     counts = prepare(data, rows, max(adapters), sequence_len)
-    smallest, answers = counts[0], ("--max-new-tokens", max_new_tokens)
-    asked = min(questions, smallest)
-    ways = [_way(f"train {count} rows", "train", count) for count in counts]
-    ways += [_way(f"evaluate {count} rows", "evaluate", smallest, count, f"{count}.yaml", *answers) for count in counts]
-    for number in adapters:
-        names = ",".join(f"adapter-{each}.yaml" for each in range(number))
-        ways.append(_way(f"evaluate {number} adapters", "evaluate", smallest, asked, names, *answers))
+    asked, answers = min(questions, counts[0]), ("--max-new-tokens", max_new_tokens)
+    ways = _ways(counts, adapters, asked, answers)
     measured = measuring.interleave(ways, rounds, WORK / "log.txt")
-    saved = measuring.save(
-        "growth",
-        ways,
-        measured,
-        data=alpaca.name(data),
-        rows=counts,
-        adapters=adapters,
-        questions=asked,
-        sequence_len=sequence_len,
-        dtype=measuring.dtype(),
-        max_new_tokens=max_new_tokens,
-    )
+    settings = {"adapters": adapters, "questions": asked, "sequence_len": sequence_len, "dtype": measuring.dtype()}
+    settings |= {"max_new_tokens": max_new_tokens}
+    saved = measuring.save("growth", ways, measured, data=alpaca.name(data), rows=counts, **settings)
     plot = saved.with_suffix(".png")
     plot.write_bytes(draw(json.loads(saved.read_text(encoding="utf-8"))))
     click.echo(saved, err=True)
     click.echo(plot, err=True)
+
+
+def _ways(counts: list[int], adapters: list[int], asked: int, options: tuple[object, ...]) -> list[measuring.Way]:
+    """Training and evaluation of each number of rows, evaluation of each number of adapters."""
+    first = counts[0]
+    ways = [_way(f"train {count} rows", "train", count) for count in counts]
+    ways += [_way(f"evaluate {count} rows", "evaluate", first, count, f"{count}.yaml", *options) for count in counts]
+    for number in adapters:
+        names = ",".join(f"adapter-{each}.yaml" for each in range(number))
+        ways.append(_way(f"evaluate {number} adapters", "evaluate", first, asked, names, *options))
+    return ways
 
 
 def _way(name: str, *command: object) -> measuring.Way:
