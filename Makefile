@@ -13,7 +13,7 @@ help:
 	@echo 'make check    lint, types, directions of imports, recipes/ and docs against what generates them, lines of each folder'
 	@echo 'make test     check, then every test, the fast ones first'
 	@echo 'make test-fast  the tests that train nothing'
-	@echo 'make faults   kill every tool at its writes and between them, 72 times, and see that nothing is lost'
+	@echo 'make faults   kill every tool at its writes and between them, and see that nothing is lost'
 	@echo 'make recipes  write recipes/ and the generated parts of the documentation anew'
 	@echo 'make bench    measure against the peers, each way in turn (hours), and write their tables'
 

@@ -176,6 +176,21 @@ class PlainCompiled(Plain):
     name, words, settings = "plain-compiled", "the same with torch_compile", ("torch_compile=true",)
 
 
+class PlainWithLogits(Plain):
+    """Ours without training/chunked_loss.py: what the chunks are worth."""
+
+    name, words = "plain-logits", "the same with a micro batch's logits in memory at once"
+
+    def train(self, run: RunFile, work: Path, sequence_len: int) -> Trained:
+        import timed
+
+        code = (
+            "import runpy, sys; from lora_recipes.training import chunked_loss; "
+            "chunked_loss.bypass_lm_head = lambda model: None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+        )
+        return timed.from_run_file([sys.executable, "-c", code, str(ROOT / "tools" / "train.py"), run.name], run)
+
+
 def _all(kind: type[Contender]) -> list[type[Contender]]:
     return [one for below in kind.__subclasses__() for one in (below, *_all(below))]
 

@@ -104,7 +104,7 @@ def _command(name: str, steps: int) -> list[str]:
 
 def add_shares(measured: measuring.Measured, device: str) -> None:
     """Put beside the operations a second their share of the same round's matrix rate, and of the card's peak."""
-    from lora_recipes.training.speed import peak_rate
+    from lora_recipes.training.progress import peak_rate
 
     peak = peak_rate(device)
     for runs in measured.values():

@@ -116,7 +116,7 @@ def _prepared(model: Any, compiled: bool) -> Any:
         raise click.ClickException("rows laid end to end are not exact on this machine; the plain trainer pads.")
     for layer in model.get_base_model().model.layers if compiled else ():
         layer.compile(dynamic=True)
-    return chunked_loss.detach(model)
+    return chunked_loss.bypass_lm_head(model)
 
 
 def answered(setting: gpu.Setting, model: Any, new_tokens: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def reference(run: runfile.RunFile, folder: Path, sequence_len: int) -> Trained:
     arguments = TrainingArguments(
         **_arguments(run, folder), per_device_train_batch_size=2, gradient_accumulation_steps=4
     )
-    made = InOrder(model=lora_model.adapted(run), args=arguments, train_dataset=texts, data_collator=collate)
+    made = InOrder(model=lora_model.attach_lora(run), args=arguments, train_dataset=texts, data_collator=collate)
     return _trained(made, folder)
 
 
@@ -82,7 +82,10 @@ def trl(run: runfile.RunFile, folder: Path, sequence_len: int, **more: Any) -> T
     }
     config = SFTConfig(**settings | more)
     made = SFTTrainer(
-        model=lora_model.adapted(run), args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+        model=lora_model.attach_lora(run),
+        args=config,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
     )
     return _trained(made, folder)
 

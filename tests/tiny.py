@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 
 def save_model(folder: Path, tokenizer: Path) -> Path:
@@ -32,3 +33,13 @@ def save_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
     config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(folder)
     return folder
+
+
+def padding_tokenizer() -> Any:
+    """A tokenizer that can do nothing but pad, with token 0, and on the left unless it is told otherwise."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", padding_side="left")

@@ -22,7 +22,7 @@ def test_the_seed_covers_the_adapter_on_a_gpu_too(run_file, seed, expected):
 def test_axolotl_s_trainer_takes_one_gpu_and_notes_its_speed(run_file, monkeypatch, capsys):
     from lora_recipes.plugin import RunPlugin
     from lora_recipes.training import checkpoints
-    from lora_recipes.training.speed import Speed
+    from lora_recipes.training.progress import Speed
 
     class Arguments(SimpleNamespace):
         n_gpu = property(lambda self: self._n_gpu)

@@ -74,7 +74,7 @@ def test_the_end_token_keeps_its_loss_although_it_is_the_padding_too(write):
     tokenizer = loading.load_tokenizer(run)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     made = batches.tokenize(run, tokenizer, "train").dataset
-    batch = batches.Collator(tokenizer.pad_token_id)([made[n] for n in range(4)])
+    batch = batches.Collator(tokenizer)([made[n] for n in range(4)])
     ends = (batch["labels"] == tokenizer.eos_token_id).sum(dim=1).tolist()
     assert ends == [1, 1, 1, 1] and (batch["labels"][batch["attention_mask"] == 0] == -100).all()
 

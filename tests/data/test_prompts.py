@@ -65,7 +65,7 @@ def test_a_format_built_into_axolotl_is_refused(embedded_model, run_file):
 
 
 def test_batches_are_padded_and_masked(tokenizer):
-    collate = batches.Collator(tokenizer.pad_token_id)
+    collate = batches.Collator(tokenizer)
     batch = collate([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8], "labels": [8]}])
     assert batch["input_ids"].shape == (2, batches.PAD_TO)
     assert batch["labels"][1].tolist() == [8] + [-100] * (batches.PAD_TO - 1)

@@ -168,9 +168,9 @@ from lora_recipes.config import runfile
 run, rows, length = runfile.load(pathlib.Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
 import peft, transformers
 before = memory.resident()
-model = lora_model.adapted(run).train()
+model = lora_model.attach_lora(run).train()
 optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
-head = chunked_loss.detach(model) if "PlainTrainerPlugin" in str(run.config["plugins"]) else None
+head = chunked_loss.bypass_lm_head(model) if "PlainTrainerPlugin" in str(run.config["plugins"]) else None
 ids = torch.randint(1000, 40000, (rows, length))
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
 for _ in range(2):

@@ -8,16 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lora_recipes import ROOT
-from lora_recipes.config import runfile
+from lora_recipes.config import runfile, yamlfile
 from lora_recipes.data import prompts
 from lora_recipes.models import loading
 from lora_recipes.support import processes
-from lora_recipes.training import batches, memory, settings, trainer
+from lora_recipes.training import batches, memory, trainer
 
 import click
 import pytest
 import torch
 import transformers
+from tiny import padding_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU = ("plugins=[lora_recipes.plugin.CpuPlugin]",)
@@ -84,7 +85,7 @@ def test_one_gpu_is_not_worth_a_word(capsys):
 
 @pytest.mark.parametrize(("variant", "there"), [("peft", True), ("peft+ds2", True), ("peft+ds3", False)])
 def test_the_base_is_loaded_where_it_is_trained_unless_zero3_shards_it(run_file, monkeypatch, variant, there):
-    """The trial of paddingfree then tries the kernel that will run."""
+    """The trial of padding_free then tries the kernel that will run."""
     given = {}
 
     def loaded(name, **options):
@@ -95,7 +96,7 @@ def test_the_base_is_loaded_where_it_is_trained_unless_zero3_shards_it(run_file,
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loaded)
     monkeypatch.setenv("LOCAL_RANK", "1")
     run = runfile.load(run_file(variant, "bf16=false", f"deepspeed={ROOT}/deepspeed_configs/zero{variant[-1]}.json"))
-    live = transformers.integrations.HfDeepSpeedConfig(settings._deepspeed(run)) if variant == "peft+ds3" else None
+    live = transformers.integrations.HfDeepSpeedConfig(run.deepspeed) if variant == "peft+ds3" else None
     loading.load_base(run)
     assert given.get("device_map") == ({"": 1} if there else None)
     del live
@@ -120,7 +121,7 @@ SIMULATED = """
 import sys
 sys.path.insert(0, {tools!r})
 from lora_recipes.support import processes
-from lora_recipes.config import runfile
+from lora_recipes.config import runfile, yamlfile
 from lora_recipes.training import trainer
 import transformers
 from accelerate.state import DistributedType, PartialState
@@ -225,8 +226,8 @@ def test_only_what_can_still_be_lowered_is_named(run_file):
 
 
 def test_a_run_file_that_leaves_the_micro_batch_to_axolotl_has_none_to_lower():
-    config = {"sequence_len": 512}
-    assert "micro_batch_size" not in memory.for_training(SimpleNamespace(name="run.yaml", config=config))
+    run = runfile.RunFile(yamlfile.Document("run.yaml", {"sequence_len": 512}), "", Path())
+    assert "micro_batch_size" not in memory.for_training(run)
 
 
 def test_another_error_keeps_its_traceback():
@@ -263,7 +264,7 @@ def test_the_loss_waits_for_nothing(with_head):
         kept = hidden[:, logits_to_keep]
         return SimpleNamespace(logits=kept if with_head else head(kept))
 
-    batch = batches.Collator(0)(examples())
+    batch = batches.Collator(padding_tokenizer())(examples())
     plain = SimpleNamespace(head=head if with_head else None)
     with Waits() as waits:
         loss = trainer.PlainTrainer.compute_loss(plain, model, batch)

@@ -10,7 +10,7 @@ def test_free_memory_goes_back_when_a_run_has_grown_beyond_its_first_steps(monke
     sizes, trimmed = iter([100] * 7 + [200] + [100, 259, 261, 300, 200]), []
     monkeypatch.setattr(memory.processes, "on_cpu", lambda: True)
     monkeypatch.setattr(memory, "resident", lambda: next(sizes))
-    returned = memory.Returned()
+    returned = memory.TrimWhenGrown()
     monkeypatch.setattr(memory, "trim", lambda: trimmed.append(returned.steps))
     for _ in range(13):
         returned.on_step_end(None, None, None)

@@ -9,6 +9,7 @@ from lora_recipes.training import batches, chunked_loss, padding_free, row_atten
 import pytest
 import torch
 import transformers
+from tiny import padding_tokenizer
 
 SIZES = dict(
     vocab_size=97,
@@ -99,10 +100,10 @@ def test_loss_and_gradients_are_those_of_padded_rows(family, rows, short, run, m
     monkeypatch.setattr(row_attention, "_BLOCK", 8)  # several blocks
     monkeypatch.setattr(chunked_loss, "_LOGITS", 97 * 7)  # several chunks
     model = adapted(family)
-    expected_loss, expected = gradients(model, batches.Collator(0), rows)
+    expected_loss, expected = gradients(model, batches.Collator(padding_tokenizer()), rows)
     collator = padding_free.use(run, model)
     assert collator, capsys.readouterr()
-    loss, found = gradients(model, padding_free.Collator(share=True), rows, chunked_loss.detach(model))
+    loss, found = gradients(model, padding_free.Collator(share=True), rows, chunked_loss.bypass_lm_head(model))
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert found.keys() == expected.keys() and len(found) > 4
     for name, gradient in expected.items():
@@ -282,11 +283,11 @@ def test_a_head_whose_logits_are_changed_afterwards_stays_in_the_model():
     model = adapted("Gemma2", {"query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0})
     ids = torch.tensor([[3, 4]])
     before = model(input_ids=ids).logits
-    assert chunked_loss.detach(model) is None
+    assert chunked_loss.bypass_lm_head(model) is None
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_a_trained_head_stays_in_the_model():
     model = adapted("Llama")
     model.get_base_model().get_output_embeddings().weight.requires_grad_()
-    assert chunked_loss.detach(model) is None
+    assert chunked_loss.bypass_lm_head(model) is None

@@ -68,7 +68,7 @@ def test_0_is_a_seed_and_none_is_42(run_file, tiny, monkeypatch):
 
     lines = [{"input_ids": [number], "labels": [number]} for number in range(20)]
     monkeypatch.setattr(batches.rows, "load_parts", lambda run, part: [part])
-    monkeypatch.setattr(batches, "_kept", lambda *_: batches_of(lines))
+    monkeypatch.setattr(batches, "_tokenized", lambda *_: batches_of(lines))
 
     def batches_of(rows):
         import datasets
@@ -78,7 +78,7 @@ def test_0_is_a_seed_and_none_is_42(run_file, tiny, monkeypatch):
     def made(seed):
         run = runfile.load(run_file("peft", f"seed={seed}", f"base_model={tiny}", "bf16=false"))
         order = batches.tokenize(run, loading.load_tokenizer(run), "train").dataset["input_ids"]
-        weights = lora_model.adapted(run).state_dict()
+        weights = lora_model.attach_lora(run).state_dict()
         return [row[0] for row in order], next(part for name, part in weights.items() if "lora_A" in name)
 
     (order_0, weight_0), (order_42, weight_42), (order, weight) = made(0), made(42), made("null")

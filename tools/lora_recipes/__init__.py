@@ -1,4 +1,4 @@
-"""What the tools share. Importing it first makes sure the project's environment is the one in use."""
+"""What the tools share. Imported first by one of the project's scripts, it makes sure that .venv is in use."""
 
 import importlib.util
 import os
@@ -15,13 +15,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _use_project_environment() -> None:
-    """Start the same command again in .venv when this Python lacks the project's packages."""
-    if all(importlib.util.find_spec(name) for name in ("click", "jinja2", "yaml")):
+    """Start a script of tools/ again in .venv, where that is there and this Python lacks some of the packages.
+
+    Other programs that import this package keep their process and their Python.
+    """
+    packages = ("click", "jinja2", "yaml", "torch", "transformers")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if not missing or Path(sys.argv[0]).resolve().parent != ROOT / "tools":
         return
     python = ROOT / ".venv" / "bin" / "python"
-    if python.exists() and Path(sys.prefix) != ROOT / ".venv":
+    if python.exists() and Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
         os.execv(python, [str(python), *sys.argv])
-    sys.exit("lora-recipes is not set up here: run `make setup`, then `. .venv/bin/activate`.")
+    if {"click", "jinja2", "yaml"} & set(missing):
+        sys.exit("lora-recipes is not set up here: run `make setup`, then `. .venv/bin/activate`.")
 
 
 _use_project_environment()

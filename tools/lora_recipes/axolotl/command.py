@@ -1,9 +1,9 @@
-"""The `axolotl` of this environment: stock Axolotl whose `train` also takes `-` for a run file on stdin.
+"""The `axolotl` command of this environment: Axolotl's own, whose `train` also reads a run file from stdin.
 
-Stock Axolotl wants a path, and only one of several processes can read stdin. So the run file, from stdin or a path, is
-read once and kept beside the outputs, and Axolotl is started on that file, with the plugin that makes a run survive
-its machine. `--overwrite` trains anew over what the output folder holds. A sweep, a cloud and every other command go
-through unchanged; of those, one that is given `-` gets the path of the kept run file.
+Axolotl takes a path, and of several processes only one can read stdin. So the run file, from stdin or a path, is read
+once and kept beside the outputs, with RunPlugin added, and Axolotl trains the kept file. `--overwrite` trains anew
+over what the output folder holds. Sweeps, clouds and all other commands are passed on unchanged; one that is given
+`-` gets the path of the kept run file.
 """
 
 import os
@@ -26,7 +26,7 @@ _GRACE = 120
 
 
 def main() -> None:
-    """Console script `axolotl`; Axolotl looks for its launchers in PATH, where they are in an activated environment."""
+    """The console script. Axolotl finds its launchers in PATH, where only an activated environment has them."""
     processes.use_own_programs()
     args = sys.argv[1:]
     try:
@@ -57,7 +57,7 @@ class TrainCall:
 
 
 def train_call(args: list[str]) -> TrainCall | None:
-    """What is to be trained; None for another command, for help, and for a sweep or a cloud."""
+    """The training that is asked for; None for another command, for help, and for a sweep or a cloud."""
     if args[:1] != ["train"] or "--help" in _own(args):
         return None
     from axolotl.cli.main import cli
@@ -78,7 +78,7 @@ def train_call(args: list[str]) -> TrainCall | None:
 
 
 def read(source: str, settings: dict[str, Any] | None = None) -> runfile.RunFile:
-    """The run file of a path or stdin, with plugins and local inputs that are there. Raises click.ClickException."""
+    """The run file at a path or on stdin. Raises click.ClickException when a plugin or a local input is missing."""
     given = runfile.load(source)
     changed = {}
     for name, value in (settings or {}).items():
@@ -116,13 +116,13 @@ def quietly(args: list[str]) -> list[str]:
 
 
 def plugins(run: runfile.RunFile) -> tuple[str, ...]:
-    """What the kept run file names beside its own plugins."""
+    """The plugins that the kept run file gets in addition."""
     ours = (_PLUGIN, "lora_recipes.plugin.CpuPlugin")
     return () if set(ours) & set(run.plugins) else (_PLUGIN,)
 
 
 def _train(call: TrainCall) -> None:
-    """Start the trainer, or go on with it; nothing where this very run file was trained to its end."""
+    """Train, or resume; does nothing when this very run file was trained to its end."""
     given = read(call.source, call.settings)
     processes.require_accelerator(given.name, given.plugins)
     with given.claimed() as claim:
@@ -160,7 +160,7 @@ def _launch(args: list[str], claim: int) -> None:
 
 
 def _one_device() -> bool:
-    """One device or none, and no settings of accelerate's own: its launcher would start one process."""
+    """Whether accelerate's launcher would start one process: at most one GPU, and no accelerate configuration."""
     import torch
     from accelerate.commands.config.config_args import default_config_file
 
@@ -168,7 +168,7 @@ def _one_device() -> bool:
 
 
 def _axolotl_quietly() -> None:
-    """The trainer has said why it failed; the launcher's traceback adds nothing."""
+    """Run Axolotl without the launcher's traceback: the trainer has printed the reason."""
     from axolotl.cli.main import main as axolotl_main
 
     try:

@@ -4,6 +4,7 @@ import functools
 import sys
 from typing import Any
 
+from lora_recipes.config import runfile
 from lora_recipes.data import prepared
 from lora_recipes.results import result_files
 from lora_recipes.support import files, processes
@@ -16,7 +17,7 @@ _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embeddi
 
 
 class RunPlugin(BasePlugin):
-    """What a run needs to survive its machine and to be told of: our `axolotl train` adds it to every run file.
+    """What makes a run repeatable, resumable and recorded; `axolotl train` adds it to every run file.
 
     A seed that covers the adapter, a checkpoint on SIGTERM, special tokens in a row's texts as text, errors as
     sentences, step lines, the check of the saved adapter, and result.json.
@@ -39,10 +40,9 @@ class RunPlugin(BasePlugin):
         set_seed(_run_file(cfg).seed)
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
-        from lora_recipes.training.progress import StepLines
-        from lora_recipes.training.speed import Speed
+        from lora_recipes.training import progress
 
-        return [StepLines(), Speed()]
+        return [progress.StepLines(), progress.Speed()]
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         from lora_recipes.training import checkpoints, memory
@@ -65,15 +65,15 @@ class RunPlugin(BasePlugin):
 
 
 class CpuPlugin(RunPlugin):
-    """Makes Axolotl train on a CPU, in one process or several, with and without DeepSpeed.
+    """Lets Axolotl train on a CPU, in one process or several, with and without DeepSpeed.
 
-    A rehearsal of what a GPU would do: where Axolotl would take its fused LoRA kernels it rewrites the attention for
-    them here as well, and ends here as well where it cannot; only the kernels themselves, which need a GPU, are left
-    out. On a GPU it does what RunPlugin does.
+    It rehearses a run on a GPU. Where Axolotl would use its fused LoRA kernels, it rewrites the attention for them on
+    the CPU too, and fails there too where it cannot; only the kernels themselves are left out. On a GPU it is
+    RunPlugin.
     """
 
     def register(self, cfg: Any) -> None:
-        """Before validation: processes joined over gloo."""
+        """Join the processes over gloo, before Axolotl validates the run file."""
         super().register(cfg)
         if not processes.on_cpu():
             return
@@ -82,12 +82,12 @@ class CpuPlugin(RunPlugin):
         processes.join(deepspeed=bool(cfg.get("deepspeed")))
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
-        """Not about data: the last hook before the loader reads device_map, which Axolotl sets to the rank."""
+        """Set device_map, which Axolotl sets to the rank: this is the last hook before the model loader reads it."""
         if processes.on_cpu():
             cfg.device_map = {"": "cpu"}
 
     def post_lora_load(self, cfg: Any, model: Any) -> None:
-        """The attention may be rewritten by now: its layers get the projections that Axolotl has for kernels unused."""
+        """Give layers with rewritten attention the projections that Axolotl has for them without its kernels."""
         if processes.on_cpu() and any(cfg.get(kernel) for kernel in _KERNELS):
             from axolotl.monkeypatch.lora_kernels import apply_lora_kernel_patches
 
@@ -95,15 +95,15 @@ class CpuPlugin(RunPlugin):
             apply_lora_kernel_patches(model, cfg)
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
-        """transformers wants to be told before it takes bf16 on a CPU; with DeepSpeed it must not be."""
+        """transformers takes bf16 on a CPU with use_cpu only, which DeepSpeed refuses."""
         return {"use_cpu": True} if processes.on_cpu() and not cfg.deepspeed and processes.world_size() == 1 else {}
 
 
 class PlainTrainerPlugin(BasePlugin):
-    """The plain trainer inside Axolotl: our rows, masks, batches and loss; Axolotl's model and saving.
+    """The plain trainer inside Axolotl: its rows, masks, batches and loss with Axolotl's model and saving.
 
-    Axolotl logs a plugin that cannot be imported and goes on with its own trainer; that this one
-    trains shows in its `rows, tokens` line and in result.json (`trainer: PlainTrainer`).
+    Axolotl logs a plugin that it cannot import and goes on with its own trainer. That this one trained is seen in the
+    line of rows and tokens, and in result.json (`trainer: PlainTrainer`).
     """
 
     def register(self, cfg: Any) -> None:
@@ -117,7 +117,7 @@ class PlainTrainerPlugin(BasePlugin):
         from axolotl.common.datasets import TrainDatasetMeta
 
         if processes.on_cpu():
-            cfg.device_map = {"": "cpu"}  # this hook answers first: CpuPlugin's is not asked
+            cfg.device_map = {"": "cpu"}  # Axolotl asks no further plugin after the first that answers
         run = _run_file(cfg)
         tokenizer = loading.load_tokenizer(run)
         self.train_rows = batches.tokenize(run, tokenizer, "train")
@@ -133,10 +133,7 @@ class PlainTrainerPlugin(BasePlugin):
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> Any:
         from lora_recipes.training import batches
 
-        def collator(tokenizer: Any, **kwargs: Any) -> batches.Collator:
-            return batches.Collator(tokenizer.pad_token_id)
-
-        return collator, {}
+        return batches.Collator, {}
 
     def get_trainer_cls(self, cfg: Any) -> Any:
         from lora_recipes.training import trainer
@@ -148,7 +145,7 @@ class PlainTrainerPlugin(BasePlugin):
 
 
 def _columns_are_text() -> None:
-    """Rows reach the prompts that a run file spells out as prompts.as_text gives them, as in the plain trainer."""
+    """Break up special tokens in the columns of rows, for prompts that a run file spells out."""
     from lora_recipes.data import prompts
 
     from axolotl.prompt_strategies import user_defined
@@ -168,7 +165,7 @@ def _columns_are_text() -> None:
 
 
 def _say_errors_in_a_sentence() -> None:
-    """A user's mistake found inside Axolotl's process, or a full disk, is a sentence: no traceback for it."""
+    """Print a user's mistake, or a full disk, as one sentence where Axolotl would print a traceback."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         said = error if isinstance(error, click.ClickException) else files.sentence(error, "the output folder")
@@ -180,7 +177,5 @@ def _say_errors_in_a_sentence() -> None:
     sys.excepthook = hook
 
 
-def _run_file(cfg: Any) -> Any:
-    from lora_recipes.config import runfile
-
+def _run_file(cfg: Any) -> runfile.RunFile:
     return runfile.load(str(cfg.axolotl_config_path))

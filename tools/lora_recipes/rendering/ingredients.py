@@ -33,8 +33,18 @@ class Rendered:
     set_keys: set[str] = field(default_factory=set)
 
 
+def templates(folder: Path) -> list[Path]:
+    """The YAML files of a folder below templates/. Raises click.ClickException for a package without its checkout."""
+    if not folder.is_dir():
+        raise click.ClickException(
+            f"there is no {folder}: templates are in a clone of lora-recipes, not in the installed package; "
+            "run `pip install -e .` in the clone, or its tools/render.py."
+        )
+    return sorted(folder.glob("*.yaml"))
+
+
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return [path.stem for path in templates(RECIPES)]
 
 
 def load_recipe(recipe: str) -> Rendered:

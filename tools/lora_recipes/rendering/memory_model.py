@@ -21,7 +21,7 @@ _LOGIT = 12
 """Bytes a logit: in 16 bit, its float32 copy, and both their gradients; or three times float32."""
 
 _CHUNK = 2**26
-"""Logits at a time in tools/train.py (headloss.py)."""
+"""Logits at a time in tools/train.py (training/chunked_loss.py)."""
 
 _FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight of NF4 with double quantization: a code, a scale for 64 codes, a scale for 256 scales."""

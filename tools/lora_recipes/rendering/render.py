@@ -28,7 +28,7 @@ def variants() -> dict[str, dict[str, Any]]:
     defaults: dict[str, Any] = {"order": 99, "excludes": {}}
     found = {
         path.stem: defaults | {"checked_in": [path.stem]} | _delta(nothing, path.stem)[0]
-        for path in sorted(VARIANTS.glob("*.yaml"))
+        for path in ingredients.templates(VARIANTS)
     }
     return dict(sorted(found.items(), key=lambda item: item[1]["order"]))
 

@@ -1,4 +1,4 @@
-"""Keep what the libraries say about themselves at import and at load off the terminal."""
+"""What libraries print and raise: notices that are not about the run, and errors on one line."""
 
 import logging
 import re
@@ -6,11 +6,11 @@ import warnings
 
 
 def quiet() -> None:
-    """Call it before the first heavy import of a tool; imports transformers' logging only (about 1 s).
+    """Silence notices that are not about the user's run; to be called before a tool's first heavy import.
 
-    torchao names its missing GPU libraries, torch its deprecations, bitsandbytes a kernel it could
-    not download, huggingface_hub its retries and a README without metadata, transformers each progress bar: none of it
-    is about the user's run.
+    torchao lists missing GPU libraries, torch its deprecations, bitsandbytes a kernel that it could not download,
+    huggingface_hub its retries and a README without metadata, transformers shows progress bars. Imports transformers'
+    logging only (about 1 s).
     """
     noisy = ("torchao", "torch.utils._pytree", "bitsandbytes", "bitsandbytes.backends.cpu.ops")
     for name in (*noisy, "huggingface_hub.repocard", "huggingface_hub.utils._http"):
@@ -32,7 +32,7 @@ _OFFLINE = re.compile(
 
 
 def reason(error: BaseException, length: int = 200) -> str:
-    """What a library's error says, on one line; that the Hub cannot be reached has a score of wordings."""
+    """A library's error message on one line; that the Hub cannot be reached has many wordings, and gets one."""
     text = " ".join(str(error).split()) or type(error).__name__
     chain = f"{text} {error.__cause__ or ''} {error.__context__ or ''}"
     if _OFFLINE.search(chain):

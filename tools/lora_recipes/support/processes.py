@@ -1,4 +1,4 @@
-"""The processes of a run and their devices: one device a process, on a CPU joined over gloo.
+"""The processes of a run and their devices: one device for each process, on a CPU joined over gloo.
 
 Measured with accelerate 1.13, DeepSpeed 0.18.9 and torch 2.13: without `join`, accelerate finds no accelerator on a
 CPU and counts one process, DeepSpeed asks for NCCL, and each of two processes trains on all rows.
@@ -47,10 +47,9 @@ def meant_for_cpu(plugins: Any) -> bool:
 
 
 def require_accelerator(name: str, plugins: Any) -> None:
-    """Raises click.ClickException where a run file that is meant for a GPU would train on the CPU.
+    """Raises click.ClickException where a run file that is meant for a GPU would train on the CPU, for days.
 
-    name, plugins: of the run file. Training would take days, and an old driver alone makes a machine with a GPU look
-    like one without.
+    name, plugins: of the run file. An old driver is enough to make a machine with a GPU look like one without.
     """
     if not on_cpu() or meant_for_cpu(plugins):
         return
@@ -78,8 +77,8 @@ def _has_nvidia_driver() -> bool:
 def one_device(trainer: Any) -> None:
     """Let a process of transformers' Trainer train on one GPU, and say so where there are more.
 
-    Without torchrun it would wrap the model in torch's DataParallel, which splits a batch by its rows: rows laid end
-    to end, and the columns that logits are made for, have none. And the global batch would not be the run file's.
+    Without torchrun the Trainer would wrap the model in torch's DataParallel. That splits a batch by its first
+    dimension, which rows laid end to end do not have, and multiplies the run file's global batch.
     """
     arguments = trainer.args
     if arguments.n_gpu <= 1:
@@ -94,7 +93,7 @@ def one_device(trainer: Any) -> None:
 
 
 def has_bf16() -> bool:
-    """Whether products in bf16 are computed as such; a CPU without AVX-512 (on x86) emulates them, and crawls."""
+    """Whether the device computes in bf16; an x86 processor without AVX-512 emulates it, many times slower."""
     import torch
 
     if not on_cpu() or not torch.backends.mkldnn.is_available():
@@ -104,7 +103,7 @@ def has_bf16() -> bool:
 
 @functools.cache
 def warn_of_emulated_bf16() -> None:
-    """Say, once, that a run in bf16 will crawl here."""
+    """Say, once, that a run in bf16 will be slow here."""
     if is_main() and not has_bf16():
         click.echo(
             "this processor has no bf16 and emulates it, many times slower than float32: --set bf16=false", err=True
@@ -137,7 +136,7 @@ def join(deepspeed: bool) -> None:
     """
     share_cores()
     if deepspeed:
-        use_own_programs()  # of two versions of ninja each builds anew what the other has built: minutes
+        use_own_programs()  # two versions of ninja would each rebuild what the other has built, for minutes
         _say_builds_under_way()
     end_with_launcher()
     if deepspeed and world_size() == 1:
@@ -177,7 +176,7 @@ def use_own_programs() -> None:
 
 
 def _say_builds_under_way() -> None:
-    """torch waits without a word, and without end, where a build that was killed has left its lock."""
+    """Name the lock of an extension's build: torch waits for it in silence, forever where the build was killed."""
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
@@ -190,7 +189,7 @@ def _say_builds_under_way() -> None:
 
 
 def _set_rendezvous_of_one() -> None:
-    """What torchrun would set for one process."""
+    """Set what torchrun would set for one process."""
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -198,7 +197,7 @@ def _set_rendezvous_of_one() -> None:
 
 
 def _gather_without_gradient() -> None:
-    """torch's gloo writes into views of the gathered tensor, which autograd forbids."""
+    """Gather without autograd, which forbids what torch's gloo does: writing into views of the gathered tensor."""
     import torch
     from deepspeed.comm.torch import TorchBackend
 
@@ -212,7 +211,7 @@ def _free_port() -> int:
 
 
 def require_world(found: int) -> None:
-    """Fail when the trainer counts other processes than were started: each would train alone."""
+    """Raises click.ClickException when the trainer found other than the started processes: each would train alone."""
     if found != world_size():
         raise click.ClickException(
             f"{world_size()} processes were started and the trainer joined {found}: each would train on its own; "
@@ -226,7 +225,7 @@ def local_rank() -> int:
 
 @contextlib.contextmanager
 def enough_memory(remedy: str) -> Iterator[None]:
-    """An error for want of memory becomes a click.ClickException that ends in what to do."""
+    """Turn an out-of-memory error into a click.ClickException that ends in the remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

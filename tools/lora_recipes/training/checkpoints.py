@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' Trainer: which of them are whole, and one more when the process is told to end."""
+"""Checkpoints of transformers' Trainer: which of them are complete, and one more on SIGTERM."""
 
 import json
 import re
@@ -16,13 +16,14 @@ from lora_recipes.support import files
 import click
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 _ASIDE = "incomplete-"
-"""Begins the names of checkpoints that were set aside: no trainer takes them for checkpoints."""
+"""Prefix of checkpoints that were set aside, which no trainer takes for checkpoints."""
 
 
 def set_aside_incomplete(run: RunFile) -> None:
-    """Rename checkpoints that are not whole, and say so; for one process of a run, before any looks for the newest."""
+    """Rename incomplete checkpoints, and say so. One process of a run calls it, before any looks for the newest."""
     for checkpoint in _found(run):
         if fault := fault_of(checkpoint):
             aside = checkpoint.with_name(_ASIDE + checkpoint.name)
@@ -32,10 +33,10 @@ def set_aside_incomplete(run: RunFile) -> None:
 
 
 def remove(run: RunFile) -> None:
-    """Remove what was trained into a run file's output folder: checkpoints, the adapter, and the kept run file.
+    """Remove checkpoints, the adapter and the kept run file from a run file's output folder.
 
-    The kept run file goes last: after a kill, what is left still belongs to it and to no other. Answers and results
-    stay; they name the adapter that they are of.
+    The kept run file goes last, so that what a kill leaves still belongs to it. Answers and results stay: they name
+    their adapter.
     """
     folder = run.output_dir
     with files.as_click_errors(folder):
@@ -45,9 +46,9 @@ def remove(run: RunFile) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def newest(run: RunFile) -> Path | None:
-    """The checkpoint to go on from, when the run file resumes."""
-    return max(_found(run), key=_step, default=None) if run.resumes else None
+def newest(run: RunFile) -> str | None:
+    """The checkpoint to resume from; None when there is none, or the run file does not resume."""
+    return get_last_checkpoint(run.output_dir) if run.resumes and run.output_dir.is_dir() else None
 
 
 def _found(run: RunFile) -> list[Path]:
@@ -59,7 +60,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def fault_of(checkpoint: Path) -> str:
-    """What a checkpoint lacks to be gone on from; '' when it is whole.
+    """What a checkpoint lacks; '' when training can resume from it.
 
     transformers writes trainer_state.json last. DeepSpeed keeps the optimizer in global_step*, named by `latest`.
     """
@@ -88,38 +89,38 @@ def fault_of(checkpoint: Path) -> str:
 
 
 class _Trained(Exception):
-    """The checkpoint gone on from is that of the last step."""
+    """The checkpoint that training resumes from is of the last step."""
 
 
-class Interruptible(TrainerCallback):
-    """On SIGTERM, a checkpoint after the step under way, and the process ends with exit status 143.
+class CheckpointOnSigterm(TrainerCallback):
+    """On SIGTERM, save a checkpoint after the current step and exit with status 143.
 
-    All processes of a run stop after the same step, whichever of them was told. An evaluation that is due after
-    that step is still made: the run that goes on would not make it.
+    All processes of a run stop after the same step, whichever of them got the signal. An evaluation that is due after
+    that step still takes place: the resumed run would leave it out.
     """
 
     def __init__(self) -> None:
-        self.told = False
+        self.signalled = False
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             raise _Trained
         if state.global_step:
-            args.eval_on_start = False  # was made by the run that is gone on with
+            args.eval_on_start = False  # the interrupted run has done it
         self._before = signal.signal(signal.SIGTERM, self._tell)
 
     def _tell(self, *_: Any) -> None:
-        self.told = True
+        self.signalled = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.told = _any(self.told, args.device)
-        if self.told:
+        self.signalled = _any(self.signalled, args.device)
+        if self.signalled:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGTERM, self._before)
-        if self.told and state.global_step < state.max_steps:
+        if self.signalled and state.global_step < state.max_steps:
             if state.is_world_process_zero:
                 click.echo(
                     f"told to end: checkpoint-{state.global_step} is saved in {args.output_dir}; "
@@ -130,9 +131,9 @@ class Interruptible(TrainerCallback):
 
 
 def make_interruptible(trainer: Any) -> None:
-    """Give a trainer the callback, and let it leave a checkpoint of the last step as it is.
+    """Add the callback to a trainer, and let it end at once where it resumes from the last step.
 
-    transformers would train a step more before it looks whether it is at the end.
+    transformers would train one step more before it looks whether it is at the end.
     """
     train = trainer.train
 
@@ -143,15 +144,15 @@ def make_interruptible(trainer: Any) -> None:
             return None
 
     trainer.train = to_the_end
-    trainer.add_callback(Interruptible())
+    trainer.add_callback(CheckpointOnSigterm())
 
 
-def _any(told: bool, device: Any) -> bool:
-    """Whether any process of the run was told."""
+def _any(signalled: bool, device: Any) -> bool:
+    """Whether any process of the run got the signal."""
     import torch
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return told
-    flag = torch.tensor(int(told), device=device)
+        return signalled
+    flag = torch.tensor(int(signalled), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
     return bool(flag)

@@ -1,8 +1,8 @@
-"""Cross-entropy of a frozen head without its logits in memory: chunk by chunk, the gradient made on the way.
+"""Cross-entropy of a frozen output layer, chunk by chunk: its logits are never all in memory.
 
-Only the hidden states get a gradient, so a chunk's logits can be dropped as soon as its share is known
-(the idea of Liger Kernel's fused linear cross-entropy, https://arxiv.org/abs/2410.10989). PyTorch 2.13's own
-`linear_cross_entropy` sums the loss in the weights' dtype.
+Only the hidden states get a gradient. It is computed with each chunk in the forward pass, and the chunk's logits are
+dropped (the idea of Liger Kernel's fused linear cross-entropy, https://arxiv.org/abs/2410.10989). PyTorch 2.13's own
+`linear_cross_entropy` sums the loss in the weights' dtype, which is too coarse in bf16.
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ _LOGITS = 2**26
 """Logits in memory at a time: 256 MiB in float32, 335 tokens of Phi-4-mini's 200,064 words."""
 
 
-def detach(model: Any) -> torch.nn.Linear | None:
-    """Take a PEFT model's head out of its forward pass, which then gives hidden states as `logits`.
+def bypass_lm_head(model: Any) -> torch.nn.Linear | None:
+    """Take the output layer out of a PEFT model's forward pass, which then gives hidden states as `logits`.
 
-    None, and nothing is changed, where the head is trained, is no plain linear layer, or the model does something
-    to the logits after it (tried on a few tokens: soft-capping, scaling).
+    Gives the layer. None, with the model unchanged, where the layer is trained, is no plain linear one, or the model
+    changes the logits after it by soft-capping or scaling (tried on a few tokens).
     """
     base = model.get_base_model()
     head = base.get_output_embeddings()

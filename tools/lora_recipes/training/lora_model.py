@@ -1,4 +1,4 @@
-"""The model that is trained: the base of a run file with a fresh adapter, its layers compiled where it says so."""
+"""The model that is trained: a run file's base model with a new adapter, its layers compiled on request."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from lora_recipes.support import processes
 import torch
 
 
-def adapted(run: RunFile) -> Any:
-    """The base model with a fresh adapter, seeded: the same run file gives the same adapter.
+def attach_lora(run: RunFile) -> Any:
+    """The base model with a new adapter, whose weights depend on the run file's seed alone.
 
     Raises click.ClickException when a name under lora_target_modules matches no module.
     """
@@ -31,7 +31,7 @@ def adapted(run: RunFile) -> Any:
 
 
 def compile_layers(run: RunFile, model: Any) -> None:
-    """Compile each decoder layer in place, where the run file says torch_compile; all share what is compiled.
+    """Compile each decoder layer in place where the run file has torch_compile; the layers share the compiled code.
 
     Raises click.ClickException without a C++ compiler, which PyTorch needs for it on a CPU.
     """

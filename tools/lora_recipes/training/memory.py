@@ -1,7 +1,7 @@
-"""Memory: what to do when there is too little, and a CPU process's, kept for the next step and yet bounded.
+"""Memory: what to lower when there is too little, and how a process on a CPU reuses it without growing.
 
-Rows of many lengths make tensors of many sizes, and no step fits the holes that the ones before it left: what is
-resident grows with the steps (results/bench/notes.md, growth).
+Rows of many lengths make tensors of many sizes, which do not fit the gaps that earlier steps left: resident memory
+grows with the steps (results/bench/notes.md, growth).
 """
 
 import ctypes
@@ -15,17 +15,17 @@ from lora_recipes.support import processes
 from transformers import TrainerCallback
 
 _FIRST = 8
-"""Optimizer steps in which what is usual is seen."""
+"""Optimizer steps whose largest resident memory counts as usual."""
 
 _TOO_MUCH = 1.3
-"""Times the most that was resident in these steps: from there on free memory goes back to the kernel."""
+"""Times the usual resident memory; above it, free memory is returned to the kernel."""
 
 _PRIMITIVES = "256"
-"""oneDNN's compiled products that are kept, of 1,024: a step needs some tens, and each length brings new ones."""
+"""Compiled products that oneDNN keeps, instead of 1,024: a step needs some tens, and each row length adds new ones."""
 
 
 def for_training(run: RunFile) -> str:
-    """What to lower in a run file that needs too much memory, and what keeps the global batch then."""
+    """What to lower in a run file that needs too much memory, and how to keep its global batch."""
     size, lower = run.micro_batch, []
     if size > 1:
         smaller = size // 2 if size % 2 == 0 else 1
@@ -42,10 +42,9 @@ def for_training(run: RunFile) -> str:
 
 
 def reuse() -> None:
-    """Let a CPU process keep what it frees for its next tensors, instead of fetching every page from the kernel anew.
+    """Let a process on a CPU keep freed memory for its next tensors, instead of returning it to the kernel.
 
-    It saves most of the page faults of a training step, for some more memory. Only glibc knows how; elsewhere
-    nothing happens.
+    It saves most of the page faults of a training step for some more memory. Does nothing without glibc.
     """
     if not processes.on_cpu():
         return
@@ -57,8 +56,8 @@ def reuse() -> None:
         libc.mallopt(name, value)
 
 
-class Returned(TrainerCallback):
-    """Gives free memory back to the kernel when a run has grown beyond what its first steps needed."""
+class TrimWhenGrown(TrainerCallback):
+    """Returns free memory to the kernel when a run has grown beyond what its first steps needed."""
 
     def __init__(self) -> None:
         self.steps = self.usual = 0
@@ -74,7 +73,7 @@ class Returned(TrainerCallback):
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory; 0 where there is no /proc."""
+    """Resident bytes of this process; 0 where there is no /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -82,6 +81,6 @@ def resident() -> int:
 
 
 def trim() -> None:
-    """Give free memory back to the kernel, where the C library knows how."""
+    """Return free memory to the kernel, where the C library can."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

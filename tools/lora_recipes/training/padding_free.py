@@ -1,9 +1,9 @@
-"""Micro batches without padding: rows laid end to end, each attending to itself alone, positions from 0.
+"""Micro batches without padding: rows laid end to end, each attending only to itself, with positions from 0.
 
-All layers but attention work token by token, so they see one long sequence and no token is spent on padding; attention
-takes each row by itself (rowattention.py). A beginning that rows of a micro batch share, such as a system prompt or
-the fixed words of a prompt, is laid once before them: its states are the same in every row, and its gradient is
-the sum of theirs. The batches, and so the gradients, are those of padded rows.
+All layers but attention work token by token, so one long sequence needs no padding; attention takes each row by itself
+(row_attention.py). A beginning that rows of a micro batch share, such as a system prompt, is laid once before them:
+its states are the same in every row, and its gradient is the sum of theirs. Loss and gradients are those of padded
+rows.
 """
 
 import itertools
@@ -12,27 +12,28 @@ from typing import Any
 
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import prompts
+from lora_recipes.support import libraries
 from lora_recipes.training import batches, row_attention
 
 import click
 import torch
 
 _WORTH = 16
-"""Tokens that a shared beginning has to save: each is one more row to attention."""
+"""Least tokens that a shared beginning has to save: to attention, each beginning is one more row."""
 
 _ROUNDING, _IN_HALVES = 1e-4, 5e-2
-"""Largest relative difference, in the Euclidean norm, of logits that differ in nothing but the order of sums."""
+"""Largest relative difference (Euclidean norm) of logits that differ in the order of sums alone: float32, 16 bit."""
 
 _TIMES = 4
-"""That much of what halves differ by under the model's own attention in another batch is not wrong, either."""
+"""In 16 bit, times the difference that the model's own attention makes between batches."""
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Lays the rows of a micro batch end to end, beginnings that they share once."""
+    """Lays the rows of a micro batch end to end, and beginnings that they share once."""
 
     share: bool = False
-    """Not under dropout, which is another one in each row, and on a CPU only: see rowattention."""
+    """Lay shared beginnings once: not under dropout, which differs in each row, and only on a CPU (row_attention)."""
 
     def __call__(self, examples: list[dict[str, list[int]]]) -> dict[str, Any]:
         """`row_parts` [rows, 3], `input_ids`, `labels` and `position_ids` [1, tokens], int64, and batches.targets.
@@ -71,16 +72,16 @@ class Collator:
 
 
 def _untrained(example: dict[str, list[int]]) -> list[int]:
-    """The tokens before the last one that is not trained: what a row can share and still predict all its labels."""
+    """A row's tokens before its last untrained one: what it can share and still predict all its labels."""
     labels = example["labels"]
     trained = next((at for at in range(1, len(labels)) if labels[at] != prompts.IGNORED), len(labels))
     return example["input_ids"][: trained - 1]
 
 
 def shared_beginnings(heads: list[list[int]]) -> list[tuple[list[int], int]]:
-    """Groups of `heads` (their places), and the tokens that each group shares.
+    """Groups of `heads`, by their indices, with the number of tokens that each group shares.
 
-    Of all groupings of neighbours in sorted order the one that saves most tokens, found from left to right.
+    Of all groupings of neighbours in sorted order the one that saves most tokens, by dynamic programming.
     """
     order = sorted(range(len(heads)), key=heads.__getitem__)
     common = [_common(heads[one], heads[other]) for one, other in itertools.pairwise(order)]
@@ -104,15 +105,15 @@ def shared_beginnings(heads: list[list[int]]) -> list[tuple[list[int], int]]:
 
 
 def _common(one: list[int], other: list[int]) -> int:
-    """The tokens with which both begin."""
+    """The number of tokens with which both begin."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def use(run: RunFile, model: Any) -> Collator | None:
-    """Switch a PEFT model to rows laid end to end; gives the collator, None where rows have to be padded.
+    """Switch a PEFT model to rows laid end to end; gives the collator, or None where rows have to be padded.
 
-    They are where the run file names an attention other than sdpa, under DeepSpeed ZeRO-3 (whose weights are not
-    there yet), and where a trial shows that a row does not get what it would get alone.
+    They have to where the run file names an attention other than sdpa, under DeepSpeed ZeRO-3 (whose weights are not
+    loaded yet), and where a trial does not give a row the logits that it has alone.
     """
     if run.attention not in (None, "sdpa") or run.zero_stage == 3:
         return None
@@ -123,17 +124,17 @@ def use(run: RunFile, model: Any) -> Collator | None:
             return Collator(share=not run.config.get("lora_dropout") and base.device.type == "cpu")
         reason = "another row changes them, or they differ from those alone"
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = libraries.reason(error)
     base.set_attn_implementation(before)
-    click.echo(f"rows are padded: of rows laid end to end this model's logits are not shown exact: {reason}", err=True)
+    click.echo(f"rows are padded: laid end to end they do not get this model's exact logits: {reason}", err=True)
     return None
 
 
 def is_exact(model: Any) -> bool:
-    """Try it: leaves the model with attention row by row.
+    """Try rows laid end to end; the model keeps attention row by row.
 
-    A row's logits must not change by a bit when the row before it changes, and must be those of the row alone under
-    the model's own attention but for rounding, on a CPU also when it shares its beginning with the row before it.
+    A row's logits must not change by a bit when the row before it changes. They must equal, up to rounding, those of
+    the row alone under the model's own attention; on a CPU also when it shares its beginning with the row before it.
     """
     base = model.get_base_model()
     generator = torch.Generator().manual_seed(0)
@@ -157,10 +158,10 @@ def is_exact(model: Any) -> bool:
 
 
 def _limit(base: Any, row: list[int], more: list[int], alone: torch.Tensor) -> float:
-    """How far a row's last logits, `alone` [tokens, words] of the row by itself, may be off without being wrong.
+    """The largest difference from `alone` [tokens, words], a row's last logits by itself, that rounding explains.
 
-    In halves a deep model's rounding can be more than _IN_HALVES, and nothing tells beforehand: so it is measured, on
-    the model's own attention, with the row beside a longer one.
+    In 16 bit a deep model's rounding can exceed _IN_HALVES, so it is measured: with the model's own attention, and the
+    row beside a longer one.
     """
     if alone.dtype == torch.float32:
         return _ROUNDING
@@ -177,7 +178,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _logits(base: Any, rows: list[list[int]], collator: Collator) -> torch.Tensor:
-    """Of [tokens that are laid, words]; no token is trained."""
+    """The logits [laid tokens, words] of rows laid end to end, none of them trained."""
     batch = collator([{"input_ids": row, "labels": [prompts.IGNORED] * len(row)} for row in rows])
     for name in ("labels", "columns", "kept", "targets"):
         del batch[name]

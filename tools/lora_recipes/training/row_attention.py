@@ -52,7 +52,7 @@ class Segment:
 
 
 def segments(row_parts: torch.Tensor) -> list[Segment]:
-    """The sequence's segments in order, of `row_parts` [rows, 3] as paddingfree.Collator makes them."""
+    """The sequence's segments in order, of `row_parts` [rows, 3] as padding_free.Collator makes them."""
     found: list[Segment] = []
     at = beginning = 0
     for own, before, first in row_parts.tolist():
@@ -90,7 +90,7 @@ def attention(
     """Causal attention within each row, for transformers' AttentionInterface.
 
     `query` is [1, heads, tokens, size], `key` and `value` [1, key heads, tokens, size]; gives [1, tokens, heads, size].
-    Of paddingfree.Collator are `row_parts` [rows, 3], `row_ends` [rows + 1] where rows share nothing, and
+    Of padding_free.Collator are `row_parts` [rows, 3], `row_ends` [rows + 1] where rows share nothing, and
     `longest_row`; without them all tokens are one row.
     Raises ValueError for what it does not compute: soft-capped scores, sinks, dropout, and on a GPU shared tokens.
     """

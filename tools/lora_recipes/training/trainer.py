@@ -12,8 +12,16 @@ from lora_recipes.data import rows
 from lora_recipes.models import adapters, loading
 from lora_recipes.results import result_files, tracking
 from lora_recipes.support import files, processes
-from lora_recipes.training import batches, checkpoints, chunked_loss, lora_model, memory, padding_free, settings, speed
-from lora_recipes.training.progress import StepLines
+from lora_recipes.training import (
+    batches,
+    checkpoints,
+    chunked_loss,
+    lora_model,
+    memory,
+    padding_free,
+    progress,
+    settings,
+)
 
 import click
 import torch
@@ -22,7 +30,7 @@ from transformers import Trainer
 
 
 class PlainTrainer(Trainer):
-    """transformers' Trainer with logits only where a label is, and never many of them at a time."""
+    """transformers' Trainer that computes logits only where a label is, and a chunk of them at a time."""
 
     def __init__(
         self,
@@ -36,7 +44,7 @@ class PlainTrainer(Trainer):
         # The three named arguments are Axolotl's own, which transformers does not know.
         super().__init__(*args, **kwargs)
         self.head = head
-        """The output layer, when it was taken out of the model's forward pass (headloss.detach)."""
+        """The output layer, where chunked_loss.bypass_lm_head took it out of the forward pass."""
         self.model_accepts_loss_kwargs = False  # a mean a micro batch, see the module's docstring
 
     def compute_loss(
@@ -58,10 +66,10 @@ class PlainTrainer(Trainer):
 
 
 def train(run: RunFile, overwrite: bool = False) -> None:
-    """Train the run file's adapter and save it, checked, under its output_dir.
+    """Train the run file's adapter, check it, and save it under output_dir. Raises click.ClickException.
 
-    A finished run is left as it is; an interrupted one goes on from its last whole checkpoint when
-    the run file has auto_resume_from_checkpoints; to overwrite is to remove both first. Raises click.ClickException.
+    A finished run is left as it is. An interrupted one resumes from its last complete checkpoint where the run file
+    has auto_resume_from_checkpoints. `overwrite` removes both first.
     """
     settings.read(run)
     processes.require_accelerator(run.name, run.plugins)
@@ -102,8 +110,8 @@ def _trainer(
 ) -> PlainTrainer:
     # Before the model: DeepSpeed ZeRO-3 shards it while it loads.
     arguments = settings.training_arguments(run, len(train_rows.dataset), eval_rows is not None)
-    model = lora_model.adapted(run)
-    collator = padding_free.use(run, model) or batches.Collator(tokenizer.pad_token_id)
+    model = lora_model.attach_lora(run)
+    collator = padding_free.use(run, model) or batches.Collator(tokenizer)
     lora_model.compile_layers(run, model)
     trainer = PlainTrainer(
         model=model,
@@ -111,9 +119,9 @@ def _trainer(
         train_dataset=train_rows.dataset,
         eval_dataset=eval_rows.dataset if eval_rows else None,
         data_collator=collator,
-        head=None if run.zero_stage == 3 else chunked_loss.detach(model),
+        head=None if run.zero_stage == 3 else chunked_loss.bypass_lm_head(model),
         processing_class=tokenizer,
-        callbacks=[StepLines(), memory.Returned(), speed.Speed()],
+        callbacks=[progress.StepLines(), memory.TrimWhenGrown(), progress.Speed()],
     )
     processes.one_device(trainer)
     _quiet(trainer)
@@ -122,7 +130,7 @@ def _trainer(
 
 
 def _train(run: RunFile, trainer: Any) -> None:
-    """Train to the end, and save the adapter whole or not at all."""
+    """Train to the end, and save the adapter atomically."""
     # Under autocast the adapter's products are in bf16 whether or not PEFT casts their input up before.
     autocast = trainer.args.bf16 and not run.deepspeed
     written = run.output_dir / ".adapter"
@@ -137,11 +145,11 @@ def _resumed(run: RunFile) -> str | None:
     newest = checkpoints.newest(run)
     if newest and processes.is_main():
         click.echo(f"going on from {newest}", err=True)
-    return str(newest) if newest else None
+    return newest
 
 
 def _checkpoint_bytes(model: Any) -> int:
-    """Of one checkpoint and the final adapter: the trained weights twice, and Adam's two moments, in float32."""
+    """The size of one checkpoint and the final adapter: trained weights twice and Adam's two moments, in float32."""
     return 4 * 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -152,7 +160,7 @@ def _quiet(trainer: Any) -> None:
 
 
 def report_rows(train_rows: batches.TokenRows, eval_rows: batches.TokenRows | None) -> None:
-    """Say what is trained on before it is trained on."""
+    """Print what is trained on, before training."""
     if not processes.is_main():
         return
     share = train_rows.trained_tokens / train_rows.tokens
@@ -195,8 +203,8 @@ def section(
 
 
 def _speed(trainer: Any, train_rows: batches.TokenRows | None) -> dict[str, float]:
-    """Of a trainer with speed.Speed among its callbacks; Axolotl's rows are counted here."""
-    found = [each for each in trainer.callback_handler.callbacks if isinstance(each, speed.Speed)]
+    """Metrics of the trainer's progress.Speed callback, if it has one; Axolotl's rows are counted here."""
+    found = [each for each in trainer.callback_handler.callbacks if isinstance(each, progress.Speed)]
     if not found:
         return {}
     if train_rows is not None:

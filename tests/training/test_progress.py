@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from lora_recipes.config import runfile
 from lora_recipes.results import result_files
-from lora_recipes.training import speed
+from lora_recipes.training import progress
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ import torch
 def steps(spent, monkeypatch):
     """A Speed callback after steps of so many seconds, an evaluation of 100 s before the first and after the second."""
     now = [1000.0]
-    monkeypatch.setattr(speed.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     control = SimpleNamespace(should_evaluate=False, should_save=False, should_training_stop=False)
-    counted, state = speed.Speed(), SimpleNamespace(epoch=0.0)
+    counted, state = progress.Speed(), SimpleNamespace(epoch=0.0)
 
     def evaluate():
         now[0] += 100
@@ -47,11 +47,11 @@ def test_a_known_card_s_share_counts_4_a_frozen_weight_and_token(monkeypatch, ti
     model = adapted("Llama", {"tie_word_embeddings": tied})
     layers = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
     operations = 4 * (layers * 6000 + head * 3000)
-    assert speed.flops(model, 6000, 3000) == operations
+    assert progress.flops(model, 6000, 3000) == operations
     run = SimpleNamespace(args=SimpleNamespace(bf16=True), model=model)
     counted = steps([30, 2, 2, 4], monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(speed, "_PEAKS", (("L4", 1e9),))
+    monkeypatch.setattr(progress, "_PEAKS", (("L4", 1e9),))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
     assert counted.metrics(run, 8000, 4000)["flop_share"] == pytest.approx(operations / 8 / 1e9, abs=1e-4)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L40")
@@ -73,7 +73,7 @@ def test_a_known_card_s_share_counts_4_a_frozen_weight_and_token(monkeypatch, ti
     ],
 )
 def test_a_card_is_known_by_its_name(card, rate):
-    assert speed.peak_rate(card) == rate
+    assert progress.peak_rate(card) == rate
 
 
 def test_the_peak_of_the_gpus_memory_is_noted(run_file, monkeypatch):
