@@ -12,7 +12,7 @@ from lora_recipes.config import runfile, yamlfile
 from lora_recipes.data import prompts
 from lora_recipes.models import loading
 from lora_recipes.support import processes
-from lora_recipes.training import batches, memory, trainer
+from lora_recipes.training import batches, memory, settings, trainer
 
 import click
 import pytest
