@@ -229,27 +229,3 @@ def test_compiled_layers_train_the_same_adapter(small, train, tmp_path):
         found.append(tensors(runfile.load(path)))
     differences = [(found[0][name] - found[1][name]).abs().max().item() for name in found[0]]
     assert 0 < max(differences) <= 1e-6  # another order of sums: compiled, and no more than that
-
-
-def test_rows_are_tokenized_once_and_again_when_something_changes(small, monkeypatch, tmp_path, embedded_model):
-    from lora_recipes.data import prompts
-    from lora_recipes.models import loading
-    from lora_recipes.training import batches
-
-    counted, true = [], prompts.examples
-    monkeypatch.setattr(prompts, "examples", lambda *args: counted.append(1) or true(*args))
-
-    def tokenize(*more):
-        run = runfile.load(small("peft", f"dataset_prepared_path={tmp_path}/prepared", *more))
-        made = batches.tokenize(run, loading.load_tokenizer(run), "train")
-        assert len(made.dataset) == 8 and made.tokens == sum(len(ids) for ids in made.dataset["input_ids"])
-        return made.trained_tokens
-
-    trained = tokenize()
-    assert trained == tokenize("learning_rate=1e-5") and len(counted) == 1
-    assert tokenize("train_on_inputs=true") > trained and len(counted) == 2
-    tokenize("datasets.0.type.system_prompt=Be brief.")
-    assert len(counted) == 3
-    (tmp_path / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text().replace(" the ", " a "))
-    tokenize()
-    assert len(counted) == 4
