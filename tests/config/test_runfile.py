@@ -84,6 +84,20 @@ def test_a_run_file_from_stdin_is_kept_beside_its_outputs_with_absolute_paths(tm
     assert path.read_text().splitlines()[0] == text.splitlines()[0]
 
 
+def test_every_local_path_of_a_kept_run_file_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows", "a.jsonl", "mine.jinja"):
+        (tmp_path / name).touch()
+    data = "datasets:\n  - path: rows\n    data_files: [a.jsonl, b.jsonl]\n"
+    text = GOOD.replace("datasets:\n  - path: a/b\n", data) + "chat_template_jinja: mine.jinja\n"
+    kept = runfile.load(load(tmp_path, text).keep())
+    assert kept.datasets == [{"path": str(tmp_path / "rows"), "data_files": [str(tmp_path / "a.jsonl"), "b.jsonl"]}]
+    assert kept.config["chat_template_jinja"] == str(tmp_path / "mine.jinja")
+    template = "{{ messages }}\\n" * 400  # longer than a path can be
+    written = load(tmp_path, GOOD + f'chat_template_jinja: "{template}"\n').keep()
+    assert runfile.load(written).config["chat_template_jinja"] == template.replace("\\n", "\n")
+
+
 @pytest.mark.parametrize("trained", ["checkpoint-3", "adapter_model.safetensors"])
 def test_another_run_file_over_what_was_trained_is_refused(tmp_path, trained):
     text = GOOD.replace("outputs/r/v", str(tmp_path / "out"))

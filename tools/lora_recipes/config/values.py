@@ -102,17 +102,18 @@ def anchor_of(config: dict[str, Any]) -> Path:
 def absolute(config: dict[str, Any], anchor: Path) -> dict[str, Any]:
     """A copy of the configuration in which every local path is absolute."""
     config = yaml.safe_load(yaml.safe_dump(config))  # a deep copy without shared anchors
-
-    def local(value: Any) -> Any:
-        return str(anchor / value) if isinstance(value, str) and (anchor / value).exists() else value
-
-    config["base_model"] = local(config["base_model"])
-    if "deepspeed" in config:
-        config["deepspeed"] = local(config["deepspeed"])
-    for key in ("datasets", "test_datasets"):
-        for entry in config.get(key) or []:
-            entry["path"] = local(entry["path"])
+    for holder in (config, *(config.get("datasets") or []), *(config.get("test_datasets") or [])):
+        for key in ("base_model", "deepspeed", "path", "data_files", "chat_template_jinja"):
+            if key in holder:
+                holder[key] = _local(holder[key], anchor)
     for key in ("output_dir", "dataset_prepared_path"):
         if config.get(key):
             config[key] = str(anchor / config[key])
     return config
+
+
+def _local(value: Any, anchor: Path) -> Any:
+    """A path that is there, or each of several, made absolute; another value as it is."""
+    if isinstance(value, list):
+        return [_local(item, anchor) for item in value]
+    return str(anchor / value) if isinstance(value, str) and value and os.path.exists(anchor / value) else value
