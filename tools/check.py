@@ -40,18 +40,18 @@ def main(run: str, as_json: bool, row: int | None, model_dir: Path | None, gpus:
 
     try:
         with Axolotl() as axolotl:
-            subject, training = preflight.run(run, axolotl, model_dir, gpus)
+            checked, training = preflight.run(run, axolotl, model_dir, gpus)
     except click.UsageError:
         raise
     except click.ClickException as error:
         _show(preflight.failed(run, error), as_json)
         raise SystemExit(1) from None
-    _show(subject.report, as_json)
+    _show(checked.report, as_json)
     if row:
         from lora_recipes.check import view
 
-        click.echo("\n" + view.row(subject, training, row), err=as_json)
-    raise SystemExit(subject.report.failed)
+        click.echo("\n" + view.row(checked, training, row), err=as_json)
+    raise SystemExit(checked.report.failed)
 
 
 def _show(report: Report, as_json: bool) -> None:

@@ -5,7 +5,7 @@ import json
 from lora_recipes import ROOT
 from lora_recipes.check import arithmetic
 from lora_recipes.check import deepspeed as ds
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.support import processes
 
 import pytest
@@ -19,7 +19,7 @@ def checked(tmp_path):
 
     def make(text, rows=None, tokens=None, processes=1, trainable=None):
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-        subject = Subject(tmp_path / "run.yaml", processes=processes)
+        subject = CheckedRun(tmp_path / "run.yaml", processes=processes)
         if trainable:
             subject.report.facts["target_modules"] = {"trainable": trainable}
         arithmetic.check(subject, rows, tokens)
@@ -195,6 +195,6 @@ def test_zero_3_with_four_bit_weights_is_an_error(deepspeed):
 def test_the_checked_in_recipes_have_no_error(monkeypatch):
     monkeypatch.chdir(ROOT)
     for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
-        subject = Subject(path)
+        subject = CheckedRun(path)
         arithmetic.check(subject, 400, 40_000)
         assert [one for one in subject.report.findings if one.severity == "error"] == [], path

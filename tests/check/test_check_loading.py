@@ -5,7 +5,7 @@ import json
 
 from lora_recipes import ROOT
 from lora_recipes.check import loading, machine, preflight, validation
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.check.validation import Axolotl
 from lora_recipes.config import runfile
 
@@ -58,9 +58,8 @@ def found(axolotl, write, tmp_path):
     """What Axolotl finds in a file for a family's model: `found("qwen3", "lora_o_kernel: true\\n")`."""
 
     def ask(family, more="", path=None):
-        subject = Subject(path or write(more), families.model_folder(family, tmp_path / family))
-        axolotl.ask_validation(subject)
-        axolotl.check(subject)
+        subject = CheckedRun(path or write(more), families.model_folder(family, tmp_path / family))
+        validation.check(subject, [], axolotl)
         return subject.report.findings
 
     return ask
@@ -135,10 +134,9 @@ class TestKernels:
     def test_without_the_models_configuration_the_kernels_are_not_checked_and_nothing_is_said_of_them(
         self, axolotl, write
     ):
-        subject = Subject(write())
-        axolotl.ask_validation(subject)
+        subject = CheckedRun(write())
         loading.check(subject)
-        axolotl.check(subject)
+        validation.check(subject, [], axolotl)
         assert subject.report.findings == []
         assert "cannot be had" in dict(subject.report.unchecked)["base model"]
 
@@ -181,7 +179,7 @@ class TestAttention:
     def found(self, write, tmp_path):
         def ask(config, attention):
             config.save_pretrained(tmp_path / "model")
-            subject = Subject(write(f"attn_implementation: {attention}\n"), tmp_path / "model")
+            subject = CheckedRun(write(f"attn_implementation: {attention}\n"), tmp_path / "model")
             loading.check(subject)
             return [(one.check, one.key, one.fix) for one in subject.report.findings]
 
@@ -257,7 +255,7 @@ class TestAFailure:
 
     def test_without_axolotl_nothing_is_wrong_and_that_is_said(self, absent, write):
         report = preflight.run(write(), absent)[0].report
-        assert not report.failed and "Axolotl's own validation" in dict(report.unchecked)
+        assert not report.failed and "Axolotl's own validation, types and prompts" in dict(report.unchecked)
 
     @pytest.mark.parametrize(
         ("script", "words"),

@@ -1,7 +1,7 @@
 """A key that this machine cannot follow is said before it is trained."""
 
 from lora_recipes.check import machine
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.support import processes
 
 import pytest
@@ -18,7 +18,7 @@ def findings(tmp_path, monkeypatch):
 
     def find(text):
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-        subject = Subject("run.yaml")
+        subject = CheckedRun("run.yaml")
         machine.check(subject)
         return subject.report.findings
 

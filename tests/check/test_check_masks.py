@@ -2,7 +2,7 @@
 
 from lora_recipes.check import masks
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 
 import pytest
 
@@ -21,7 +21,7 @@ def found(embedded_model, run_file):
     """The errors and warnings on some examples with three tokens of prompt each."""
 
     def find(examples, *settings):
-        subject = Subject(run_file("lora", *settings))
+        subject = CheckedRun(run_file("lora", *settings))
         part = Part("datasets.0", {}, [{}] * len(examples), format=object(), examples=examples)
         counts = masks.check(subject, [part], {"datasets.0": [3] * len(examples)})
         assert counts.rows == len(examples)

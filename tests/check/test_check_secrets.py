@@ -3,7 +3,7 @@
 import json
 
 from lora_recipes.check import secrets, structure
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.config import runfile
 from lora_recipes.results import tracking
 
@@ -24,7 +24,7 @@ def findings(tmp_path, monkeypatch):
     def find(text):
         path = tmp_path / "run.yaml"
         path.write_text(PLAIN + text, encoding="utf-8")
-        subject = Subject(path)
+        subject = CheckedRun(path)
         secrets.check(subject)
         return subject.report.findings
 
@@ -135,7 +135,7 @@ def test_scores_for_a_tracker_without_a_login_are_an_error(findings, monkeypatch
 def test_no_finding_and_no_error_repeats_a_token_where_another_type_is_meant(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(f"{PLAIN}datasets: [{{path: x}}]\nhf_use_auth_token: {HF}\n{HF}: 1\nseed: {HF}\n")
-    subject = Subject(path)
+    subject = CheckedRun(path)
     structure.check(subject)
     assert len(subject.report.findings) >= 3
     said = json.dumps(subject.report.as_json()) + "\n".join(subject.report.as_text())

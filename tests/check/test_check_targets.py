@@ -1,7 +1,7 @@
 """Target modules: what a name matches, and the parameters that it adds, as PEFT counts them."""
 
 from lora_recipes.check import targets
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 
 import pytest
 
@@ -20,7 +20,7 @@ def checked(tmp_path):
 
     def check(more):
         (tmp_path / "run.yaml").write_text(RUN.format(tmp_path / "model") + more)
-        subject = Subject(tmp_path / "run.yaml")
+        subject = CheckedRun(tmp_path / "run.yaml")
         targets.check(subject)
         return subject.report
 

@@ -4,7 +4,7 @@ import os
 
 from lora_recipes import ROOT
 from lora_recipes.check import arithmetic, inputs, machine, secrets, traps
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import prepared
 from lora_recipes.rendering import computed_keys
 
@@ -27,7 +27,7 @@ def findings(tmp_path, monkeypatch):
 
     def find(text):
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-        subject = Subject("run.yaml")
+        subject = CheckedRun("run.yaml")
         traps.check(subject)
         return subject.report.findings
 
@@ -110,17 +110,8 @@ class TestStaleCache:
         assert places(text) == [("error", "stale-cache", "dataset_prepared_path")]
 
 
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ("adapter: lora\nload_in_4bit: true\n", "load_in_4bit"),
-        ("load_in_4bit: true\n", "load_in_4bit"),
-        ("adapter: qlora\n", "adapter"),
-        ("adapter: qlora\nload_in_4bit: false\n", "adapter"),
-    ],
-)
-def test_half_a_qlora_is_an_error(places, text, key):
-    assert places(text) == [("error", "four-bit", key)]
+def test_four_bit_weights_without_qlora_are_an_error(places):
+    assert places("adapter: lora\nload_in_4bit: true\n") == [("error", "four-bit", "load_in_4bit")]
     assert places("adapter: qlora\nload_in_4bit: true\n") == []
 
 
@@ -138,9 +129,9 @@ def test_a_padding_token_that_is_the_end_token_is_a_warning(places):
 
 
 def test_a_padding_token_is_held_against_the_tokenizers_own_end_token(findings, monkeypatch):
-    monkeypatch.setattr(Subject, "tokenizer", type("Tokenizer", (), {"eos_token": "<e>"}))
+    monkeypatch.setattr(CheckedRun, "tokenizer", type("Tokenizer", (), {"eos_token": "<e>"}))
     assert [one.check for one in findings("special_tokens:\n  pad_token: <e>\n")] == ["pad-token"]
-    monkeypatch.setattr(Subject, "tokenizer", None)
+    monkeypatch.setattr(CheckedRun, "tokenizer", None)
     assert findings("special_tokens:\n  pad_token: <e>\n") == []
 
 
@@ -170,7 +161,7 @@ def test_no_value_of_any_type_makes_a_check_fail(tmp_path, monkeypatch):
     for name in KEYS.split():
         for value in values:
             (tmp_path / "run.yaml").write_text(yaml.safe_dump({"test_datasets": [{"path": "a/b"}], name: value}))
-            subject = Subject("run.yaml")
+            subject = CheckedRun("run.yaml")
             for module in (secrets, inputs, traps, machine):
                 module.check(subject)
             for rows, tokens in ((None, None), (100, 1000)):
@@ -180,7 +171,7 @@ def test_no_value_of_any_type_makes_a_check_fail(tmp_path, monkeypatch):
 def test_the_checked_in_recipes_have_no_error_but_those_as_published(monkeypatch):
     monkeypatch.chdir(ROOT)
     for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
-        subject = Subject(path)
+        subject = CheckedRun(path)
         traps.check(subject)
         machine.check(subject)
         errors = [one for one in subject.report.findings if one.severity == "error" and one.check != "stale-cache"]

@@ -4,29 +4,29 @@ import math
 from typing import Any
 
 from lora_recipes.check import deepspeed
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.config import values
 
 _MANY_EPOCHS = 20
 _LONG_WARMUP = 0.2
 
 
-def check(subject: Subject, rows: int | None, tokens: int | None = None) -> None:
+def check(checked: CheckedRun, rows: int | None, tokens: int | None = None) -> None:
     """The global batch and what follows from it. `rows` and `tokens` are those of the training rows."""
-    micro, accumulation = _whole(subject, "micro_batch_size"), _whole(subject, "gradient_accumulation_steps")
-    processes = subject.processes
-    deepspeed.check(subject, micro, accumulation, processes)
+    micro, accumulation = _whole(checked, "micro_batch_size"), _whole(checked, "gradient_accumulation_steps")
+    processes = checked.processes
+    deepspeed.check(checked, micro, accumulation, processes)
     batch = micro * accumulation * processes
     made = f"global batch {batch} ({micro} x {accumulation} x {processes} process{'' if processes == 1 else 'es'})"
     facts: dict[str, Any] = {"global_batch": batch, "processes": processes}
-    units = _units(subject, rows, tokens)
+    units = _units(checked, rows, tokens)
     if units is None:
-        total = int(_positive(subject, "max_steps"))
-        _report(subject, facts, f"{made}, {total} steps" if total else made, total, None)
+        total = int(_positive(checked, "max_steps"))
+        _report(checked, facts, f"{made}, {total} steps" if total else made, total, None)
         return
     per_epoch = values.steps_per_epoch(units, micro * processes, accumulation)
-    packed = subject.config.get("sample_packing") is True
-    max_steps, wanted = int(_positive(subject, "max_steps")), _positive(subject, "num_epochs") or 1.0
+    packed = checked.config.get("sample_packing") is True
+    max_steps, wanted = int(_positive(checked, "max_steps")), _positive(checked, "num_epochs") or 1.0
     total = max_steps or math.ceil(per_epoch * wanted)
     epochs = max_steps / per_epoch if max_steps else wanted
     about = "about " if packed else ""
@@ -35,26 +35,26 @@ def check(subject: Subject, rows: int | None, tokens: int | None = None) -> None
         line = f"{made}, {about}{per_epoch} steps an epoch, {total} steps are {about}{_short(epochs)} epochs"
     else:
         line = f"{made}, {about}{per_epoch} steps an epoch, {about}{total} in {_short(epochs)} epochs"
-    _report(subject, facts, line.replace("1 epochs", "1 epoch") if epochs == 1 else line, total, per_epoch)
+    _report(checked, facts, line.replace("1 epochs", "1 epoch") if epochs == 1 else line, total, per_epoch)
     if max_steps and epochs > _MANY_EPOCHS:
-        _many_epochs(subject, max_steps, epochs, per_epoch, packed)
+        _many_epochs(checked, max_steps, epochs, per_epoch, packed)
 
 
-def _positive(subject: Subject, key: str) -> float:
+def _positive(checked: CheckedRun, key: str) -> float:
     """A number above 0 that a run can have, or 0."""
-    value = subject.number(key)
+    value = checked.number(key)
     return float(value) if 1e-9 < value < 1e12 else 0.0
 
 
-def _whole(subject: Subject, key: str) -> int:
-    return max(1, int(_positive(subject, key)))
+def _whole(checked: CheckedRun, key: str) -> int:
+    return max(1, int(_positive(checked, key)))
 
 
-def _units(subject: Subject, rows: int | None, tokens: int | None) -> int | None:
+def _units(checked: CheckedRun, rows: int | None, tokens: int | None) -> int | None:
     """What a batch is made of: rows, or with sample_packing sequences of sequence_len tokens."""
-    if subject.config.get("sample_packing") is not True:
+    if checked.config.get("sample_packing") is not True:
         return rows or None
-    length = _whole(subject, "sequence_len")
+    length = _whole(checked, "sequence_len")
     return math.ceil(tokens / length) if tokens and length > 1 else None
 
 
@@ -62,43 +62,43 @@ def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
 
 
-def _report(subject: Subject, facts: dict[str, Any], line: str, total: int, per_epoch: int | None) -> None:
+def _report(checked: CheckedRun, facts: dict[str, Any], line: str, total: int, per_epoch: int | None) -> None:
     if not total:
-        subject.report.fact("batch", facts, line)
-        subject.report.skip("steps and epochs", "the number of training rows is not known here")
+        checked.report.fact("batch", facts, line)
+        checked.report.skip("steps and epochs", "the number of training rows is not known here")
         return
     lines = [line]
-    warmup = _warmup(subject, total)
+    warmup = _warmup(checked, total)
     facts |= {"warmup_steps": warmup}
     lines.append(f"warm-up {warmup} of {total} steps ({min(1.0, warmup / total):.0%})")
-    counts = {kind: _times(subject, kind, total, per_epoch) for kind in ("eval", "save")}
+    counts = {kind: _times(checked, kind, total, per_epoch) for kind in ("eval", "save")}
     facts |= {f"{kind}s": count for kind, count in counts.items() if count is not None}
     words = [f"{word} {counts[kind]} x" for kind, word in (("eval", "evaluated"), ("save", "saved")) if counts[kind]]
     if words:
         lines.append(", ".join(words))
-    subject.report.fact("batch", facts, *lines)
+    checked.report.fact("batch", facts, *lines)
     if warmup > 2 and warmup / total > _LONG_WARMUP:
-        subject.warning(
+        checked.warning(
             "warm-up",
-            "warmup_steps" if "warmup_steps" in subject.config else "warmup_ratio",
+            "warmup_steps" if "warmup_steps" in checked.config else "warmup_ratio",
             f"{warmup} of {total} steps are warm-up, with less than the full learning rate",
             f"at most {_LONG_WARMUP:.0%} of the steps",
             f"write warmup_steps: {max(2, round(total * 0.05))}" if total >= 20 else "delete it, or train more steps",
         )
 
 
-def _warmup(subject: Subject, total: int) -> int:
-    given = [subject.number(key) if key in subject.config else None for key in ("warmup_steps", "warmup_ratio")]
+def _warmup(checked: CheckedRun, total: int) -> int:
+    given = [checked.number(key) if key in checked.config else None for key in ("warmup_steps", "warmup_ratio")]
     steps, ratio = (value if value is not None and 0 <= value < 1e12 else None for value in given)
     return values.warmup_steps(total, steps, ratio)
 
 
-def _times(subject: Subject, kind: str, total: int, per_epoch: int | None) -> int | None:
+def _times(checked: CheckedRun, kind: str, total: int, per_epoch: int | None) -> int | None:
     """How often a run evaluates or saves; None where that is not known, or never."""
-    config = subject.config
-    if kind == "eval" and not config.get("test_datasets") and not _positive(subject, "val_set_size"):
+    config = checked.config
+    if kind == "eval" and not config.get("test_datasets") and not _positive(checked, "val_set_size"):
         return None
-    steps, an_epoch = _positive(subject, f"{kind}_steps"), _positive(subject, f"{kind}s_per_epoch")
+    steps, an_epoch = _positive(checked, f"{kind}_steps"), _positive(checked, f"{kind}s_per_epoch")
     if steps:
         return int(1 / steps) if steps < 1 else int(total // steps)
     epochs = total / per_epoch if per_epoch else None
@@ -108,9 +108,9 @@ def _times(subject: Subject, kind: str, total: int, per_epoch: int | None) -> in
     return max(1, math.ceil(epochs)) if strategy == "epoch" and epochs else None
 
 
-def _many_epochs(subject: Subject, max_steps: int, epochs: float, per_epoch: int, packed: bool) -> None:
-    how = f" packed to {_whole(subject, 'sequence_len')} tokens" if packed else ""
-    subject.warning(
+def _many_epochs(checked: CheckedRun, max_steps: int, epochs: float, per_epoch: int, packed: bool) -> None:
+    how = f" packed to {_whole(checked, 'sequence_len')} tokens" if packed else ""
+    checked.warning(
         "epochs",
         "max_steps",
         f"{max_steps} steps{how} are {'about ' if packed else ''}{epochs:.0f} epochs",

@@ -1,26 +1,40 @@
 """Axolotl in a process of its own, for tools/check.py: it takes ten seconds to import and sets environment variables.
 
-Reads one job a line from stdin as JSON, with the folder `at` which it is done, and writes one answer a line to what was
-stdout; all that Axolotl prints goes to stderr. `python -m lora_recipes.check.axolotl_worker`
+It imports Axolotl first, while the caller reads rows. Then it reads one job a line from stdin as JSON and writes one
+answer a line to what was stdout; all that Axolotl prints goes to stderr. `python -m lora_recipes.check.axolotl_worker`
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
+
+from lora_recipes.check import axolotl_load, axolotl_types
 
 # The validation is for the GPU machine that the file is meant for, not for this one.
 CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 
 
-def validate(config: dict[str, Any], model: str | None) -> dict[str, Any]:
-    """What Axolotl's own validation refuses, as key and message, under `refused`.
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """All that Axolotl says of a run file, whose relative paths count from the folder `at`.
 
-    Where it refuses nothing and there is a base model, `load` is what happens to it then, as axolotl_load.ask has it.
+    `types`: the unknown ones of job["types"], each with the most similar that Axolotl has. `refused`: what
+    its own validation refuses. `load`: what happens to the base model then, as axolotl_load.ask has it. `problems`:
+    why Axolotl cannot tokenize the rows of a file of job["parts"]; those of the others lie beside it as FILE.tokens.
     """
-    from lora_recipes.check import axolotl_load
+    os.chdir(job["at"])
+    config = job["config"]
+    types = {kind: axolotl_types.nearest(kind, config.get("rl")) for kind in job["types"]}
+    problems = {part["rows"]: tokenize(config, job["tokenizer"], **part) for part in job["parts"]}
+    return {
+        "types": {kind: near for kind, near in types.items() if near is not None},
+        "problems": {rows: problem for rows, problem in problems.items() if problem},
+        **validate(config, job["model"]),
+    }
 
+
+def validate(config: dict[str, Any], model: str | None) -> dict[str, Any]:
+    """`refused`: key, message, value and, where only some are right, the right `values`; `load` where nothing is."""
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
     from pydantic import ValidationError
@@ -31,11 +45,16 @@ def validate(config: dict[str, Any], model: str | None) -> dict[str, Any]:
             DictDefault(config), capabilities=CAPABILITIES, env_capabilities={"torch_version": "2.13.0"}
         )
     except ValidationError as error:
-        found = [{"key": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in error.errors()]
-        return {"refused": found}
+        return {"refused": [_refusal(one) for one in error.errors()]}
     except Exception as error:  # of every type: plugins and their validators are anybody's code
-        return {"refused": [{"key": "", "message": axolotl_load.words(error)}]}
+        return {"refused": [{"key": "", "message": axolotl_load.words(error), "value": "", "values": ""}]}
     return {"refused": [], "load": axolotl_load.ask(cfg, model) if model else {}}
+
+
+def _refusal(error: Any) -> dict[str, str]:
+    values = str(error.get("ctx", {}).get("expected", ""))
+    key = ".".join(str(part) for part in error["loc"])
+    return {"key": key, "message": error["msg"], "value": str(error["input"])[:80], "values": values}
 
 
 def _register_plugins(config: dict[str, Any]) -> None:
@@ -48,18 +67,16 @@ def _register_plugins(config: dict[str, Any]) -> None:
         manager.register(str(name))
 
 
-def tokenize(config: dict[str, Any], entry: dict[str, Any], tokenizer: str, rows: str, output: str) -> str:
-    """Rows of a JSONL file through Axolotl's own prompt strategy, as input_ids and labels in another.
-
-    The answer is '' or why it cannot be done.
-    """
+def tokenize(config: dict[str, Any], tokenizer: str, entry: dict[str, Any], rows: str) -> str:
+    """Rows of a JSONL file through Axolotl's own prompt strategy, as ids and labels in FILE.tokens; '' or why not."""
     from axolotl.utils.data.wrappers import get_dataset_wrapper
     from axolotl.utils.dict import DictDefault
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     base, _, style = str(entry["type"]).partition(":")
-    cfg = DictDefault({**config, "dataset_num_proc": 1, "dataset_keep_in_memory": True})
+    defaults = {"sequence_len": 512, "train_on_inputs": False}
+    cfg = DictDefault({**defaults, **config, "dataset_num_proc": 1, "dataset_keep_in_memory": True})
     with open(rows, encoding="utf-8") as lines:
         data = Dataset.from_list([json.loads(line) for line in lines])
     try:
@@ -71,26 +88,25 @@ def tokenize(config: dict[str, Any], entry: dict[str, Any], tokenizer: str, rows
             dataset=data,
             dataset_prompt_style=style or None,
         )
-        with open(output, "w", encoding="utf-8") as file:
+        with open(f"{rows}.tokens", "w", encoding="utf-8") as file:
             for row in made:
                 file.write(json.dumps({"input_ids": row["input_ids"], "labels": row["labels"]}) + "\n")
     except Exception as error:  # of every type: the rows may not be what the type expects
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return axolotl_load.words(error)
     return ""
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    jobs: dict[str, Callable[..., Any]] = {"validate": validate, "tokenize": tokenize}
+    import axolotl.cli.config  # noqa: F401  (what the jobs need: it takes ten seconds)
+
     for line in sys.stdin:
-        job = json.loads(line)
         try:
-            os.chdir(job.pop("at"))  # where the file's relative paths count from
-            answer = {"answer": jobs[job.pop("do")](**job)}
-        except Exception as error:  # the next job is asked all the same
-            answer = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        answers.write(json.dumps(answer) + "\n")
+            said = answer(json.loads(line))
+        except Exception as error:  # the caller says it, and may send another job
+            said = {"failed": axolotl_load.words(error)}
+        answers.write(json.dumps(said) + "\n")
         answers.flush()
 
 

@@ -5,13 +5,13 @@ import shutil
 from typing import Any
 
 from lora_recipes.check import inputs
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.support import processes
 
 
-def check(subject: Subject, micro: int, accumulation: int, ranks: int) -> None:
+def check(checked: CheckedRun, micro: int, accumulation: int, ranks: int) -> None:
     """Batch sizes and precision against the run file's; offload, overlap, ZeRO on one process, ZeRO-3 with 4-bit."""
-    settings = inputs.deepspeed_config(subject)
+    settings = inputs.deepspeed_config(checked)
     if settings is None:
         return
     wanted = {
@@ -22,7 +22,7 @@ def check(subject: Subject, micro: int, accumulation: int, ranks: int) -> None:
     for name, (value, why) in wanted.items():
         found = settings.get(name)
         if isinstance(found, int) and not isinstance(found, bool) and found != value:
-            subject.error(
+            checked.error(
                 "deepspeed-batch",
                 "deepspeed",
                 f"{name} is {found} there, and {value} here ({why}); training stops once the model is loaded",
@@ -30,8 +30,8 @@ def check(subject: Subject, micro: int, accumulation: int, ranks: int) -> None:
                 f'write "{name}": "auto"',
             )
     for name in ("bf16", "fp16"):
-        _precision(subject, name, settings)
-    _zero(subject, settings, ranks)
+        _precision(checked, name, settings)
+    _zero(checked, settings, ranks)
 
 
 def _count(ranks: int) -> str:
@@ -43,10 +43,10 @@ def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _precision(subject: Subject, name: str, settings: dict[str, Any]) -> None:
-    there, here = _section(settings, name).get("enabled"), subject.config.get(name)
+def _precision(checked: CheckedRun, name: str, settings: dict[str, Any]) -> None:
+    there, here = _section(settings, name).get("enabled"), checked.config.get(name)
     if isinstance(there, bool) and isinstance(here, bool) and there != here:
-        subject.error(
+        checked.error(
             "deepspeed-precision",
             "deepspeed",
             f"{name}.enabled is {str(there).lower()} there, and {name}: {str(here).lower()} here",
@@ -55,12 +55,12 @@ def _precision(subject: Subject, name: str, settings: dict[str, Any]) -> None:
         )
 
 
-def _zero(subject: Subject, settings: dict[str, Any], ranks: int) -> None:
+def _zero(checked: CheckedRun, settings: dict[str, Any], ranks: int) -> None:
     zero = _section(settings, "zero_optimization")
     stage = zero.get("stage")
     offload = [name for name in ("offload_optimizer", "offload_param") if _offloads(zero, name)]
-    if stage == 3 and subject.config.get("load_in_4bit") is True:
-        subject.error(
+    if stage == 3 and checked.config.get("load_in_4bit") is True:
+        checked.error(
             "deepspeed-four-bit",
             "deepspeed",
             "ZeRO-3 with load_in_4bit: it shards the base weights, which 4-bit storage does not allow",
@@ -68,7 +68,7 @@ def _zero(subject: Subject, settings: dict[str, Any], ranks: int) -> None:
             "take deepspeed_configs/zero2.json, or train unquantized weights",
         )
     if stage in (1, 2) and zero.get("overlap_comm") is True:
-        subject.warning(
+        checked.warning(
             "deepspeed-overlap",
             "deepspeed",
             f"overlap_comm: true under ZeRO-{stage}: on a GPU DeepSpeed 0.18.9 may read a gradient after its memory "
@@ -77,11 +77,11 @@ def _zero(subject: Subject, settings: dict[str, Any], ranks: int) -> None:
             'write "overlap_comm": false',
         )
     if "offload_optimizer" in offload:
-        _compiled(subject)
-    if subject.config.get("adapter") and offload:
-        _offload(subject, stage, offload)
+        _compiled(checked)
+    if checked.config.get("adapter") and offload:
+        _offload(checked, stage, offload)
     elif isinstance(stage, int) and stage > 0 and ranks == 1 and not offload:
-        subject.note(
+        checked.note(
             "deepspeed-one-gpu",
             "deepspeed",
             f"ZeRO-{stage} on one process: there is nothing to shard between",
@@ -94,16 +94,16 @@ def _offloads(zero: dict[str, Any], name: str) -> bool:
     return _section(zero, name).get("device") in ("cpu", "nvme")
 
 
-def _compiled(subject: Subject) -> None:
+def _compiled(checked: CheckedRun) -> None:
     """DeepSpeed's CPU Adam is no binary: it is compiled when training begins (deepspeed/ops/op_builder)."""
     if importlib.util.find_spec("torch") is None:
-        return subject.report.skip("compilers for DeepSpeed's CPU Adam", "torch is not installed here")
+        return checked.report.skip("compilers for DeepSpeed's CPU Adam", "torch is not installed here")
     missing = _missing_compilers()
-    here = processes.meant_for_cpu(subject.config.get("plugins")) or not processes.on_cpu()
+    here = processes.meant_for_cpu(checked.config.get("plugins")) or not processes.on_cpu()
     if here and not missing:
         return None
     lacks = f"; this machine lacks {' and '.join(missing)}" if missing else ""
-    return subject.find(
+    return checked.find(
         "warning" if here else "note",
         "deepspeed-compiler",
         "deepspeed",
@@ -130,12 +130,12 @@ def _missing_compilers() -> list[str]:
     return missing
 
 
-def _offload(subject: Subject, stage: Any, offload: list[str]) -> None:
-    known = subject.report.facts.get("target_modules")
+def _offload(checked: CheckedRun, stage: Any, offload: list[str]) -> None:
+    known = checked.report.facts.get("target_modules")
     trainable = known.get("trainable") if isinstance(known, dict) else None
     if "offload_optimizer" in offload:
         size = f": {trainable * 8 / 1e6:,.0f} MB for {trainable:,} trained parameters" if trainable else ""
-        subject.warning(
+        checked.warning(
             "deepspeed-offload",
             "deepspeed",
             f"offload_optimizer with an adapter, whose Adam state is small{size}",
@@ -144,7 +144,7 @@ def _offload(subject: Subject, stage: Any, offload: list[str]) -> None:
         )
     if "offload_param" in offload:
         found = "moves the base weights over the bus in every step" if stage == 3 else "acts with ZeRO-3 only"
-        subject.note(
+        checked.note(
             "deepspeed-offload",
             "deepspeed",
             f"offload_param {found}",

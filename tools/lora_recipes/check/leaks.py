@@ -4,39 +4,39 @@ from typing import Any
 
 from lora_recipes.check import parts
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import similarity
 
 _MOST_LEAKED = 0.05
 """The share of evaluation questions from which it is an error."""
 
 
-def check(subject: Subject, training: list[Part]) -> None:
+def check(checked: CheckedRun, training: list[Part]) -> None:
     """Compare the questions of `test_datasets` and of the test split with those of training."""
     trained = _questions(training)
     if not trained:
         return
     shares: dict[str, Any] = {}
-    for name, found in (("validation", parts.load(subject, "test_datasets")), ("test", parts.load_test(subject))):
+    for name, found in (("validation", parts.load(checked, "test_datasets")), ("test", parts.load_test(checked))):
         if questions := _questions(found):
-            shares[name] = _compare(subject, name, questions, trained)
+            shares[name] = _compare(checked, name, questions, trained)
     lines = [
         f"{name}: {one['exact']} exact, {one['near']} near of {one['rows']} questions" for name, one in shares.items()
     ]
     if shares:
-        subject.report.fact("leakage", shares, "; ".join(lines))
+        checked.report.fact("leakage", shares, "; ".join(lines))
 
 
 def _questions(found: list[Part]) -> list[str]:
     return [question for part in found if not part.made_up for question in part.questions]
 
 
-def _compare(subject: Subject, name: str, asked: list[str], trained: list[str]) -> dict[str, int]:
+def _compare(checked: CheckedRun, name: str, asked: list[str], trained: list[str]) -> dict[str, int]:
     found = similarity.overlaps(asked, trained)
     exact, share = sum(one.exact for one in found), len(found) / len(asked)
     if found:
         worst = max(found, key=lambda one: (one.exact, one.similarity))
-        subject.find(
+        checked.find(
             "error" if share > _MOST_LEAKED else "warning",
             "leakage",
             "test_datasets" if name == "validation" else "datasets",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 
 _ASKED = ("sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 """What a class of transformers says whether it has; eager all have, and others are Axolotl's own."""
@@ -15,9 +15,9 @@ _KERNELS = {
 """Kernel -> the layers that it takes over, as axolotl/monkeypatch/lora_kernels.py looks for them."""
 
 
-def check(subject: Subject) -> None:
+def check(checked: CheckedRun) -> None:
     """attn_implementation, asked of the model's class as transformers does it when the weights are loaded."""
-    wanted, model = subject.config.get("attn_implementation"), subject.meta_model
+    wanted, model = checked.config.get("attn_implementation"), checked.meta_model
     if wanted not in _ASKED or model is None:
         return
     try:
@@ -25,7 +25,7 @@ def check(subject: Subject) -> None:
     except ImportError:
         pass  # this machine lacks its package, which says nothing of the model
     except ValueError as error:
-        subject.error(
+        checked.error(
             "attention",
             "attn_implementation",
             f"{wanted}: {str(error).partition('. ')[0]}; the run ends when the model is loaded",
@@ -34,10 +34,10 @@ def check(subject: Subject) -> None:
         )
 
 
-def report(subject: Subject, load: dict[str, Any]) -> None:
+def report(checked: CheckedRun, load: dict[str, Any]) -> None:
     """What axolotl_load.ask has found: an error that ends the run, or kernels that are named and act nowhere."""
     if load.get("error") and not load["keys"]:
-        subject.error(
+        checked.error(
             "axolotl-refuses",
             "base_model",
             f"{load['error']}; Axolotl ends before the model is loaded",
@@ -45,10 +45,10 @@ def report(subject: Subject, load: dict[str, Any]) -> None:
             "change what the sentence names, or take another base model",
         )
     elif load.get("error"):
-        _kernels(subject, load["error"], [key for key in load["keys"] if subject.config.get(key)])
+        _kernels(checked, load["error"], [key for key in load["keys"] if checked.config.get(key)])
     for key, layers in load.get("layers", {}).items():
-        if subject.config.get(key) is True and not layers:
-            subject.note(
+        if checked.config.get(key) is True and not layers:
+            checked.note(
                 "kernels",
                 key,
                 "true, and it acts on no layer of this run: Axolotl trains without it",
@@ -57,10 +57,10 @@ def report(subject: Subject, load: dict[str, Any]) -> None:
             )
 
 
-def _kernels(subject: Subject, error: str, named: list[str]) -> None:
+def _kernels(checked: CheckedRun, error: str, named: list[str]) -> None:
     whose = "" if named else "; Axolotl turns them on by itself in a file that names no kernel"
     off = " and ".join(f"{key}: false" for key in named)
-    subject.error(
+    checked.error(
         "kernels",
         named[0] if named else "adapter",
         f"{error}: the run ends with this when the model is loaded, for Axolotl's fused LoRA kernels "

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.check.traps import OLD_ATTENTION
 from lora_recipes.support import processes
 
@@ -12,21 +12,21 @@ _CPU_ATTENTION = ("sdpa", "eager")
 _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
 
-def check(subject: Subject) -> None:
+def check(checked: CheckedRun) -> None:
     """Keys that need a GPU, and bf16 on a processor without it; errors and warnings in a file for a CPU only."""
     if importlib.util.find_spec("torch") is None:
-        subject.report.skip("keys that need a GPU", "torch is not installed here")
+        checked.report.skip("keys that need a GPU", "torch is not installed here")
         return
-    _needs_gpu(subject)
-    _emulated_bf16(subject)
+    _needs_gpu(checked)
+    _emulated_bf16(checked)
 
 
-def _needs_gpu(subject: Subject) -> None:
-    for_cpu = processes.meant_for_cpu(subject.config.get("plugins"))
-    found = [f"{key}: {str(value).lower()}" for key, value in _gpu_keys(subject.config, for_cpu)]
+def _needs_gpu(checked: CheckedRun) -> None:
+    for_cpu = processes.meant_for_cpu(checked.config.get("plugins"))
+    found = [f"{key}: {str(value).lower()}" for key, value in _gpu_keys(checked.config, for_cpu)]
     if not found or not processes.on_cpu():
         return
-    subject.find(
+    checked.find(
         "error" if for_cpu else "note",
         "needs-gpu",
         found[0].partition(":")[0],
@@ -40,14 +40,14 @@ def _needs_gpu(subject: Subject) -> None:
     )
 
 
-def _emulated_bf16(subject: Subject) -> None:
+def _emulated_bf16(checked: CheckedRun) -> None:
     if (
-        subject.config.get("bf16") is not True
-        or not processes.meant_for_cpu(subject.config.get("plugins"))
+        checked.config.get("bf16") is not True
+        or not processes.meant_for_cpu(checked.config.get("plugins"))
         or processes.has_bf16()
     ):
         return
-    subject.warning(
+    checked.warning(
         "emulated-bf16",
         "bf16",
         "true, which this processor emulates, many times slower than float32",

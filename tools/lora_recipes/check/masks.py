@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_recipes.check import parity
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import prompts
 
 _LEAST_TRAINED = 0.01
@@ -33,20 +33,20 @@ class Counts:
     """Rows over sequence_len."""
 
 
-def check(subject: Subject, training: list[Part], lengths: dict[str, list[int | None]]) -> Counts | None:
+def check(checked: CheckedRun, training: list[Part], lengths: dict[str, list[int | None]]) -> Counts | None:
     """Count what is trained and report what is not as meant; None where no row could be tokenized."""
     parts = [part for part in training if part.examples]
     if not parts:
         return None
-    end = parity.end_of_turn(subject)
-    limit = int(subject.number("sequence_len", 512))
+    end = parity.end_of_turn(checked)
+    limit = int(checked.number("sequence_len", 512))
     counts = Counts()
     for part in parts:
         known = lengths.get(part.key) or [None] * len(part.examples)
         for example, length in zip(part.examples, known, strict=False):
             _count(counts, example, length, end, limit, truncated=part.format is None)
-    _report(subject, counts, end, made_up=all(part.made_up for part in parts))
-    _judge(subject, counts, end)
+    _report(checked, counts, end, made_up=all(part.made_up for part in parts))
+    _judge(checked, counts, end)
     return None if all(part.made_up for part in parts) else counts
 
 
@@ -67,14 +67,14 @@ def _count(
         counts.on_prompt += labels[:length].count(prompts.IGNORED) < length
 
 
-def _report(subject: Subject, counts: Counts, end: int | None, made_up: bool) -> None:
-    token = subject.tokenizer.decode([end]) if end is not None else "none"
+def _report(checked: CheckedRun, counts: Counts, end: int | None, made_up: bool) -> None:
+    token = checked.tokenizer.decode([end]) if end is not None else "none"
     value: dict[str, Any] = {**vars(counts), "share_trained": counts.trained / counts.tokens, "end_of_turn": token}
     if made_up:
-        subject.report.fact("masks", value, f"of a made-up row: {counts.trained} of {counts.tokens} tokens are trained")
+        checked.report.fact("masks", value, f"of a made-up row: {counts.trained} of {counts.tokens} tokens are trained")
         return
     whole = counts.rows - counts.endless - counts.cut
-    subject.report.fact(
+    checked.report.fact(
         "masks",
         value,
         f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.trained / counts.tokens:.1%} of them trained",
@@ -83,27 +83,27 @@ def _report(subject: Subject, counts: Counts, end: int | None, made_up: bool) ->
     )
 
 
-def _judge(subject: Subject, counts: Counts, end: int | None) -> None:
+def _judge(checked: CheckedRun, counts: Counts, end: int | None) -> None:
     rows = counts.rows
     if counts.without:
-        subject.error(
+        checked.error(
             "no-trained-token", "train_on_inputs", f"{counts.without:,} of {rows:,} rows have no token with loss",
             "an answer in every row", "look at one with --row, and mend the prompt or the rows",
         )  # fmt: skip
     elif counts.trained / counts.tokens < _LEAST_TRAINED:
-        subject.error(
+        checked.error(
             "trained-share", "datasets", f"only {counts.trained / counts.tokens:.2%} of the tokens carry loss",
             f"at least {_LEAST_TRAINED:.2%}", "shorten the prompt, or train longer answers",
         )  # fmt: skip
-    if counts.on_prompt and not subject.config.get("train_on_inputs"):
-        subject.error(
+    if counts.on_prompt and not checked.config.get("train_on_inputs"):
+        checked.error(
             "prompt-trained", "train_on_inputs", f"tokens of the prompt carry loss in {counts.on_prompt:,} rows",
             "loss on the answer only", "set train_on_inputs: true if this is meant, or mend the prompt",
         )  # fmt: skip
     if counts.endless and not counts.without:
-        token = subject.tokenizer.decode([end]) if end is not None else "an end token"
-        eos = subject.tokenizer.eos_token
-        subject.error(
+        token = checked.tokenizer.decode([end]) if end is not None else "an end token"
+        eos = checked.tokenizer.eos_token
+        checked.error(
             "end-of-turn", "special_tokens",
             f"{token}, which ends a turn in the chat template, is not trained in {counts.endless:,} of "
             f"{rows - counts.cut:,} rows (the end token is {eos}): the model does not learn to stop",
@@ -112,10 +112,10 @@ def _judge(subject: Subject, counts: Counts, end: int | None) -> None:
         )  # fmt: skip
     if counts.cut:
         share = counts.cut / rows
-        done = "cut" if subject.config.get("excess_length_strategy") == "truncate" else "left out"
-        subject.find(
+        done = "cut" if checked.config.get("excess_length_strategy") == "truncate" else "left out"
+        checked.find(
             "error" if share > _MOST_CUT else "warning", "cut-rows", "sequence_len",
-            f"{counts.cut:,} of {rows:,} rows ({share:.1%}) are over {int(subject.number('sequence_len', 512)):,} "
+            f"{counts.cut:,} of {rows:,} rows ({share:.1%}) are over {int(checked.number('sequence_len', 512)):,} "
             f"tokens and are {done}; the longest has {counts.longest:,}",
             f"at most {_MOST_CUT:.0%} of them", "raise sequence_len or shorten the rows",
         )  # fmt: skip

@@ -4,32 +4,32 @@ from typing import Any
 
 from lora_recipes.check import parts
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import prompts
 
 _MARK = "the-answer"
 
 
-def check(subject: Subject, training: list[Part]) -> dict[str, list[int | None]]:
+def check(checked: CheckedRun, training: list[Part]) -> dict[str, list[int | None]]:
     """Compare every row; gives the length of each row's prompt in tokens, None where the two differ."""
-    _same_system_prompt(subject)
+    _same_system_prompt(checked)
     lengths: dict[str, list[int | None]] = {}
-    if subject.tokenizer is None:
+    if checked.tokenizer is None:
         return lengths
-    if not subject.tokenizer.chat_template:
-        subject.report.fact("prompt", None, "the base model has no chat template: asked as the run file spells it out")
+    if not checked.tokenizer.chat_template:
+        checked.report.fact("prompt", None, "the base model has no chat template: asked as the run file spells it out")
     for part in training:
         if part.examples:
-            lengths[part.key] = _compare(subject, part)
+            lengths[part.key] = _compare(checked, part)
     return lengths
 
 
-def _compare(subject: Subject, part: Part) -> list[int | None]:
-    tokenizer, lengths = subject.tokenizer, list[int | None]()
+def _compare(checked: CheckedRun, part: Part) -> list[int | None]:
+    tokenizer, lengths = checked.tokenizer, list[int | None]()
     first: tuple[int, list[int]] | None = None
     begin = ""  # the begin token that the template writes and the tokenizer adds by itself
     for number, (row, example) in enumerate(zip(part.rows, part.examples, strict=False)):
-        asked = _asked(subject, part, row)
+        asked = _asked(checked, part, row)
         if asked is None:
             return []
         ids = example["input_ids"]
@@ -44,18 +44,18 @@ def _compare(subject: Subject, part: Part) -> list[int | None]:
         first = first if same or first else (number, tokens)
     differing = sum(length is None for length in lengths)
     if first:
-        _differ(subject, part, first, differing)
+        _differ(checked, part, first, differing)
     elif tokenizer.chat_template:
         words = "a made-up row" if part.made_up else f"all {len(lengths):,} rows"
         text = f"the evaluation prompt begins the training text, token by token, in {words}"
-        subject.report.fact("prompt", True, text)
+        checked.report.fact("prompt", True, text)
     return lengths
 
 
-def _asked(subject: Subject, part: Part, row: dict[str, Any]) -> str | None:
+def _asked(checked: CheckedRun, part: Part, row: dict[str, Any]) -> str | None:
     """The prompt at evaluation; None (said once) where the template refuses it or there is none."""
-    tokenizer = subject.tokenizer
-    options = subject.config.get("chat_template_kwargs")
+    tokenizer = checked.tokenizer
+    options = checked.config.get("chat_template_kwargs")
     options = options if isinstance(options, dict) else {}
     try:
         if part.format:
@@ -68,9 +68,9 @@ def _asked(subject: Subject, part: Part, row: dict[str, Any]) -> str | None:
         words = f"the chat template refuses the prompt ({' '.join(str(error).split())[:160]})"
         if part.format and not part.made_up:
             fix = "leave out what the template does not take, or write a chat_template that takes it"
-            subject.error("prompt-parity", f"{part.key}.type", words, "a prompt that evaluation can ask", fix)
+            checked.error("prompt-parity", f"{part.key}.type", words, "a prompt that evaluation can ask", fix)
         else:
-            subject.report.skip(f"{part.key} prompt parity", words)
+            checked.report.skip(f"{part.key} prompt parity", words)
         return None
 
 
@@ -84,18 +84,18 @@ def _prompt_length(example: dict[str, list[int]]) -> int:
     return next((n for n, label in enumerate(labels) if label != prompts.IGNORED), len(labels))
 
 
-def _differ(subject: Subject, part: Part, first: tuple[int, list[int]], differing: int) -> None:
+def _differ(checked: CheckedRun, part: Part, first: tuple[int, list[int]], differing: int) -> None:
     number, tokens = first
     ids = part.examples[number]["input_ids"]
     length = _prompt_length(part.examples[number]) or len(tokens) + 8
     where = "a made-up row" if part.made_up else f"row {number + 1} of {len(part.rows):,}, {differing:,} in all"
     same = next((n for n, (a, b) in enumerate(zip(ids, tokens, strict=False)) if a != b), min(len(ids), len(tokens)))
-    subject.error(
+    checked.error(
         "prompt-parity",
         f"{part.key}.type",
         f"trained on another prompt than asked, from token {same + 1} on ({where})\n"
-        f"trained {subject.tokenizer.decode(ids[:length])!r}\n"
-        f"asked   {subject.tokenizer.decode(tokens)!r}",
+        f"trained {checked.tokenizer.decode(ids[:length])!r}\n"
+        f"asked   {checked.tokenizer.decode(tokens)!r}",
         "the evaluation prompt is the beginning of the training text, token by token",
         "spell the chat template out under type: (system_format, format, no_input_format), as the recipes do"
         if not part.format
@@ -103,15 +103,15 @@ def _differ(subject: Subject, part: Part, first: tuple[int, list[int]], differin
     )
 
 
-def _same_system_prompt(subject: Subject) -> None:
+def _same_system_prompt(checked: CheckedRun) -> None:
     """Training and validation rows with different system prompts are two tasks."""
-    trained = {_system(entry) for entry in subject.entries("datasets")}
-    for index, entry in enumerate(subject.entries("test_datasets")):
+    trained = {_system(entry) for entry in checked.entries("datasets")}
+    for index, entry in enumerate(checked.entries("test_datasets")):
         system = _system(entry)
         if system is None or None in trained or not trained or system in trained:
             continue
         shown = "\n".join(f"trained {one!r}" for one in sorted(trained, key=str))
-        subject.error(
+        checked.error(
             "system-prompt",
             f"test_datasets.{index}.type.system_prompt",
             f"evaluation has another system prompt than training\n{shown}\nasked   {system!r}",
@@ -125,10 +125,10 @@ def _system(entry: dict[str, Any]) -> str | None:
     return str(kind.get("system_prompt") or "") if isinstance(kind, dict) else None
 
 
-def end_of_turn(subject: Subject) -> int | None:
+def end_of_turn(checked: CheckedRun) -> int | None:
     """The token that ends the assistant's turn in the chat template; the tokenizer's end token without one."""
-    tokenizer = subject.tokenizer
-    options = subject.config.get("chat_template_kwargs")
+    tokenizer = checked.tokenizer
+    options = checked.config.get("chat_template_kwargs")
     turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _MARK}]
     if tokenizer.chat_template:
         try:

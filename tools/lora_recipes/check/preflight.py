@@ -17,9 +17,10 @@ from lora_recipes.check import (
     structure,
     targets,
     traps,
+    validation,
 )
 from lora_recipes.check.findings import Finding, Report
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.check.validation import Axolotl
 
 import click
@@ -27,32 +28,32 @@ import click
 
 def run(
     source: str | Path, axolotl: Axolotl, model_dir: Path | None = None, processes: int = 1
-) -> tuple[Subject, list[parts.Part]]:
-    """Check a run file; gives the subject with its report, and the training rows for a view of them.
+) -> tuple[CheckedRun, list[parts.Part]]:
+    """Check a run file; gives the checked with its report, and the training rows for a view of them.
 
     Raises click.ClickException when the file is no YAML mapping at all.
     """
-    subject = Subject(source, model_dir, processes)
-    _guarded(subject, "Axolotl's validation", axolotl.ask_validation)  # it imports while the rest goes on
+    checked = CheckedRun(source, model_dir, processes)
+    axolotl.start()  # it imports while the rest goes on
     for module in (structure, secrets, inputs, traps, machine, targets, loading):
-        _guarded(subject, module.__name__.rpartition(".")[2], module.check)
-    training = _guarded(subject, "rows", lambda one: parts.load(one, "datasets", axolotl)) or []
-    lengths = _guarded(subject, "parity", lambda one: parity.check(one, training)) or {}
-    counts = _guarded(subject, "masks", lambda one: masks.check(one, training, lengths))
+        _guarded(checked, module.__name__.rpartition(".")[2], module.check)
+    training = _guarded(checked, "rows", lambda one: parts.load(one, "datasets", tokenized=True)) or []
+    _guarded(checked, "Axolotl's answers", lambda one: validation.check(one, training, axolotl))
+    lengths = _guarded(checked, "parity", lambda one: parity.check(one, training)) or {}
+    counts = _guarded(checked, "masks", lambda one: masks.check(one, training, lengths))
     rows = (counts.rows, counts.tokens) if counts else (_rows(training), None)
-    _guarded(subject, "arithmetic", lambda one: arithmetic.check(one, *rows))
-    _guarded(subject, "leakage", lambda one: leaks.check(one, training))
-    _guarded(subject, "Axolotl's validation", axolotl.check)
-    return subject, training
+    _guarded(checked, "arithmetic", lambda one: arithmetic.check(one, *rows))
+    _guarded(checked, "leakage", lambda one: leaks.check(one, training))
+    return checked, training
 
 
-def _guarded(subject: Subject, name: str, check: Callable[[Subject], Any]) -> Any:
+def _guarded(checked: CheckedRun, name: str, check: Callable[[CheckedRun], Any]) -> Any:
     """A check that fails on a file nobody thought of must not hide what the others find, nor pass for one that ran."""
     try:
-        return check(subject)
+        return check(checked)
     except Exception as error:
         words = error.message if isinstance(error, click.ClickException) else f"{type(error).__name__}: {error}"
-        subject.error(
+        checked.error(
             "check-failed",
             "the file",
             f"the check of {name} itself failed ({' '.join(words.split())[:300]})",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.check.findings import Finding
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.config import scrubbing, yamlfile
 from lora_recipes.results import tracking
 
@@ -23,27 +23,27 @@ _PICKLED = (".bin", ".pt", ".pth")
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state")
 
 
-def check(subject: Subject) -> None:
+def check(checked: CheckedRun) -> None:
     """Tokens anywhere in the text, trust_remote_code, pickled weights, and no login where one is needed."""
-    _tokens(subject)
-    _remote_code(subject)
-    _pickled(subject)
-    _hub_login(subject)
-    _tracker_login(subject)
+    _tokens(checked)
+    _remote_code(checked)
+    _pickled(checked)
+    _hub_login(checked)
+    _tracker_login(checked)
 
 
-def _tokens(subject: Subject) -> None:
-    keys = {line: yamlfile.dotted(path) for path, line in subject.given.document.lines.items()}
+def _tokens(checked: CheckedRun) -> None:
+    keys = {line: yamlfile.dotted(path) for path, line in checked.given.document.lines.items()}
     said: dict[int, list[str]] = {}
-    for line, text in enumerate(subject.given.text.splitlines(), 1):
+    for line, text in enumerate(checked.given.text.splitlines(), 1):
         for kind, secret in scrubbing.secrets_in(text):
             said.setdefault(line, []).append(secret)
-            _found(subject, keys.get(line, f"line {line}"), line, kind, len(secret))
-    for path, value in _texts(subject.config, ()):
-        line = subject.given.document.line(path)
+            _found(checked, keys.get(line, f"line {line}"), line, kind, len(secret))
+    for path, value in _texts(checked.config, ()):
+        line = checked.given.document.line(path)
         named = _NAME.fullmatch(str(path[-1]))
         if named and value and not _NO_SECRET.fullmatch(value) and not any(one in value for one in said.get(line, [])):
-            _found(subject, yamlfile.dotted(path), line, "a text under a key for a secret", len(value))
+            _found(checked, yamlfile.dotted(path), line, "a text under a key for a secret", len(value))
 
 
 def _texts(node: Any, path: yamlfile.Path) -> Iterator[tuple[yamlfile.Path, str]]:
@@ -58,7 +58,7 @@ def _texts(node: Any, path: yamlfile.Path) -> Iterator[tuple[yamlfile.Path, str]
         yield path, node.strip()
 
 
-def _found(subject: Subject, key: str, line: int, kind: str, length: int) -> None:
+def _found(checked: CheckedRun, key: str, line: int, kind: str, length: int) -> None:
     finding = Finding(
         "error",
         "secret",
@@ -68,18 +68,18 @@ def _found(subject: Subject, key: str, line: int, kind: str, length: int) -> Non
         "no secret in a file that is copied, committed and logged",
         "delete it here, revoke it where it was issued, and give the new one through the environment or a login",
     )
-    subject.report.findings.append(finding)
+    checked.report.findings.append(finding)
 
 
-def _remote_code(subject: Subject) -> None:
-    places = [("trust_remote_code", subject.config)]
+def _remote_code(checked: CheckedRun) -> None:
+    places = [("trust_remote_code", checked.config)]
     for key in ("datasets", "test_datasets", "pretraining_dataset"):
-        value = subject.config.get(key)
+        value = checked.config.get(key)
         for index, entry in enumerate(value if isinstance(value, list) else []):
             places.append((f"{key}.{index}.trust_remote_code", entry))
     for key, holder in places:
         if isinstance(holder, dict) and holder.get("trust_remote_code") is True:
-            subject.error(
+            checked.error(
                 "trust-remote-code",
                 key,
                 "true: code from the repository runs with your rights and your tokens",
@@ -88,24 +88,24 @@ def _remote_code(subject: Subject) -> None:
             )
 
 
-def _pickled(subject: Subject) -> None:
+def _pickled(checked: CheckedRun) -> None:
     for key in ("base_model", "lora_model_dir"):
-        folder = subject.config.get(key)
-        path = subject.given.path(folder) if isinstance(folder, str) and "://" not in folder else Path()
+        folder = checked.config.get(key)
+        path = checked.given.path(folder) if isinstance(folder, str) and "://" not in folder else Path()
         if not isinstance(folder, str) or not os.path.isdir(path):
             continue
         files = [file for file in sorted(path.iterdir()) if not file.name.startswith(_NO_WEIGHTS)]
         pickled = [file.name for file in files if file.suffix in _PICKLED]
         if pickled and not any(file.suffix in (".safetensors", ".gguf") for file in files):
-            subject.error(
+            checked.error(
                 "pickled-weights",
                 key,
                 f"{folder} holds {pickled[0]} and no safetensors: loading a pickle can run any code",
                 "weights as *.safetensors",
                 "take the safetensors revision of the model, or convert the weights on a machine without secrets",
             )
-    if subject.config.get("save_safetensors") is False:
-        subject.error(
+    if checked.config.get("save_safetensors") is False:
+        checked.error(
             "pickled-weights",
             "save_safetensors",
             "false: the weights would be saved as pickles",
@@ -114,17 +114,17 @@ def _pickled(subject: Subject) -> None:
         )
 
 
-def _hub_login(subject: Subject) -> None:
+def _hub_login(checked: CheckedRun) -> None:
     """Axolotl pushes to hub_model_id at each save and at the end, whatever hub_strategy says."""
-    target = subject.config.get("hub_model_id")
+    target = checked.config.get("hub_model_id")
     if not isinstance(target, str) or not target:
         return
     try:
         from huggingface_hub import get_token
     except ImportError:
-        return subject.report.skip("hub login", "huggingface_hub is not installed here")
+        return checked.report.skip("hub login", "huggingface_hub is not installed here")
     if not get_token():
-        subject.error(
+        checked.error(
             "hub-login",
             "hub_model_id",
             f"the adapter is to be pushed to {target}, and there is no Hugging Face login here",
@@ -134,17 +134,17 @@ def _hub_login(subject: Subject) -> None:
     return None
 
 
-def _tracker_login(subject: Subject) -> None:
-    if tracking.wanted(subject.given):
+def _tracker_login(checked: CheckedRun) -> None:
+    if tracking.wanted(checked.given):
         try:
-            tracking.require_login(subject.given)
+            tracking.require_login(checked.given)
         except click.ClickException:
-            subject.error(
+            checked.error(
                 "tracker-login",
-                "wandb_project" if subject.config.get("wandb_project") else "wandb_mode",
+                "wandb_project" if checked.config.get("wandb_project") else "wandb_mode",
                 "scores are to go to Weights & Biases, and no login is here: Axolotl fails after loading the model",
                 "a login, or wandb_mode: offline",
                 "run `wandb login`, or write wandb_mode: offline",
             )
         except Exception as error:  # not installed, or a settings file that it cannot read
-            subject.report.skip("tracker login", f"wandb cannot be asked ({type(error).__name__})")
+            checked.report.skip("tracker login", f"wandb cannot be asked ({type(error).__name__})")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_recipes.check.findings import Finding
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.config import keys, runfile, yamlfile
 
 _EXPECTED = {
@@ -14,29 +14,29 @@ _EXPECTED = {
 }
 
 
-def check(subject: Subject) -> None:
+def check(checked: CheckedRun) -> None:
     """Unknown keys at any level, duplicates, text where a number is meant, missing and dropped keys."""
-    document = subject.given.document
-    known, complete = keys.known_to(subject.config.get("plugins"))
+    document = checked.given.document
+    known, complete = keys.known_to(checked.config.get("plugins"))
     problems = [*document.problems, *keys.problems(document, (), document.data, known)]
     as_text = {problem.path for problem in problems if problem.kind == "text-number"}
     for problem in problems:
         if problem.kind == "wrong-type" and problem.path in as_text:
             continue  # one mistake, one finding
         severity = "error" if complete or problem.kind != "unknown-key" or len(problem.path) > 1 else "warning"
-        _add(subject, severity, problem)
+        _add(checked, severity, problem)
     for key in runfile.NEEDED:
-        if not subject.config.get(key) and key != "datasets":
-            subject.error("missing-key", key, "it is not in the file", "a value", "see recipes/ for examples")
-    _dropped(subject)
+        if not checked.config.get(key) and key != "datasets":
+            checked.error("missing-key", key, "it is not in the file", "a value", "see recipes/ for examples")
+    _dropped(checked)
     table = keys.table()
-    subject.report.fact(
-        "keys", len(document.lines), f"{len(subject.config)} at the top level, held against Axolotl {table['axolotl']}"
+    checked.report.fact(
+        "keys", len(document.lines), f"{len(checked.config)} at the top level, held against Axolotl {table['axolotl']}"
     )
 
 
-def _add(subject: Subject, severity: str, problem: yamlfile.Problem) -> None:
-    subject.report.findings.append(
+def _add(checked: CheckedRun, severity: str, problem: yamlfile.Problem) -> None:
+    checked.report.findings.append(
         Finding(
             severity,
             problem.kind,
@@ -49,10 +49,10 @@ def _add(subject: Subject, severity: str, problem: yamlfile.Problem) -> None:
     )
 
 
-def _dropped(subject: Subject) -> None:
+def _dropped(checked: CheckedRun) -> None:
     newest = keys.table()["newest"]
-    for key in sorted(set(subject.config) & set(newest["dropped"])):
-        subject.warning(
+    for key in sorted(set(checked.config) & set(newest["dropped"])):
+        checked.warning(
             "dropped-key",
             key,
             f"Axolotl {newest['axolotl']} no longer has this key and would ignore it",
@@ -61,7 +61,7 @@ def _dropped(subject: Subject) -> None:
         )
 
 
-def unknown_keys(subject: Subject) -> set[str]:
+def unknown_keys(checked: CheckedRun) -> set[str]:
     """The known keys nearest to the unknown ones: what a missing key was probably meant to be."""
-    found: Any = [one.key for one in subject.report.findings if one.check == "unknown-key"]
+    found: Any = [one.key for one in checked.report.findings if one.check == "unknown-key"]
     return {keys.nearest(key, keys.schema()).partition("'")[2].partition("'")[0] for key in found}

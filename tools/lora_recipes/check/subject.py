@@ -1,11 +1,11 @@
 """What is checked: a run file that may be wrong in any way, and its tokenizer, configuration and rows."""
 
 import functools
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.check import strategies
 from lora_recipes.check.findings import Finding, Report
 from lora_recipes.config import runfile, values, yamlfile
 from lora_recipes.support import libraries
@@ -13,7 +13,7 @@ from lora_recipes.support import libraries
 import click
 
 
-class Subject:
+class CheckedRun:
     """One run file under check. What cannot be loaded is None, and said once in the report."""
 
     def __init__(self, source: str | Path, model_dir: Path | None = None, processes: int = 1) -> None:
@@ -66,6 +66,11 @@ class Subject:
         found = value if isinstance(value, list) else []
         return [entry for entry in found if isinstance(entry, dict) and isinstance(entry.get("path"), str)]
 
+    def named(self, key: str) -> dict[str, Any]:
+        """The data set at `datasets.0` and the like, as `entries` counts them."""
+        name, _, index = key.partition(".")
+        return self.entries(name)[int(index)]
+
     def local(self, value: Any) -> Path | None:
         """The file or folder that a value names, when it is on this machine."""
         if not isinstance(value, str) or not value or "://" in value:
@@ -102,8 +107,8 @@ class Subject:
 
             return loading.without_weights(self.model_config)
         except Exception as error:  # a model kind without a causal form, or one that needs code of its repository
-            words = " ".join(str(error).split())[:160]
-            self.report.skip("target modules and attention", f"the model cannot be built here ({words})")
+            words = f"the model cannot be built here ({libraries.reason(error)})"
+            self.report.skip("target modules and attention", words)
             return None
 
     @functools.cached_property
@@ -124,7 +129,16 @@ class Subject:
 
 def _with_template_spelled_out(run: runfile.RunFile) -> runfile.RunFile:
     """A run that names one of Axolotl's own templates, with its text in place of the name."""
-    text = strategies.chat_template_text(run.config.get("chat_template"))
-    if text is None:
+    name = run.config.get("chat_template")
+    if not isinstance(name, str) or importlib.util.find_spec("axolotl") is None:
+        return run
+    from axolotl.utils.chat_templates import get_chat_template
+
+    try:
+        text = get_chat_template(name)
+    except ValueError:  # none of Axolotl's own
         return run
     return run.replaced(chat_template="jinja", chat_template_jinja=text)
+
+
+Subject = CheckedRun  # the name that targets.py still uses

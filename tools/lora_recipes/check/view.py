@@ -1,13 +1,13 @@
 """One training row as the trainer sees it: what carries loss, what does not."""
 
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import Subject
+from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import prompts
 
 import click
 
 
-def row(subject: Subject, training: list[Part], number: int) -> str:
+def row(checked: CheckedRun, training: list[Part], number: int) -> str:
     """Row `number`, from 1, of all training rows: trained tokens green between ⟦ and ⟧, masked ones dim.
 
     Raises click.ClickException when there is no such row.
@@ -21,7 +21,7 @@ def row(subject: Subject, training: list[Part], number: int) -> str:
     pieces, start = [], 0
     for at in range(1, len(ids) + 1):
         if at == len(ids) or (labels[at] == prompts.IGNORED) != (labels[start] == prompts.IGNORED):
-            text = subject.tokenizer.decode(ids[start:at])
+            text = checked.tokenizer.decode(ids[start:at])
             masked = labels[start] == prompts.IGNORED
             pieces.append(click.style(text, dim=True) if masked else click.style(f"⟦{text}⟧", fg="green"))
             start = at

@@ -74,10 +74,11 @@ def plugin_is_there(name: str, folder: Path) -> bool:
     One that it does not find it logs, and trains without it.
     """
     module = name.rpartition(".")[0]
-    return any(_importable(path, folder) for path in (module, f"axolotl.integrations.{module}"))
+    return any(is_module(path, folder) for path in (module, f"axolotl.integrations.{module}"))
 
 
-def _importable(module: str, folder: Path) -> bool:
+def is_module(module: str, folder: Path) -> bool:
+    """Whether a module lies below `folder`, or can be found in the environment."""
     if not all(part.isidentifier() for part in module.split(".")):
         return False
     path = folder.joinpath(*module.split("."))
