@@ -48,7 +48,7 @@ def test_a_single_file_has_no_test_rows(run_file, tmp_path):
 
 
 def test_data_that_are_nowhere_are_one_sentence(run_file):
-    with pytest.raises(click.ClickException, match=r"datasets.0.path: nowhere/atall .* cannot be read"):
+    with pytest.raises(click.ClickException, match=r"0.path: nowhere/atall: the Hub cannot be reached; offline"):
         rows.load_rows(run_on(run_file, "nowhere/atall"), "train")
 
 
@@ -85,40 +85,28 @@ def sliced(run_file, tmp_path):
     return write
 
 
-def test_the_test_of_a_sliced_data_set_is_what_training_and_validation_leave_over(sliced):
-    run = sliced()
+def test_the_test_rows_of_a_sliced_data_set_are_those_of_test_split(sliced):
+    run = sliced("test_split=train[90%:]")
     assert [rows.load_rows(run, part) for part in ("train", "validation", "test")] == [TEN[:8], TEN[8:9], TEN[9:]]
 
 
-def test_rows_between_the_slices_are_test_rows_too_and_can_be_sliced_again(sliced):
-    run = sliced("datasets.0.split=train[2:4]+train[6:]", "test_datasets.0.split=train[:1]")
-    assert rows.load_rows(run, "test") == [TEN[1], *TEN[4:6]]
-    assert rows.load_rows(run, "test[:2]") == [TEN[1], TEN[4]]
+def test_a_split_that_is_named_in_the_call_is_taken_as_it_is(sliced):
+    assert rows.load_rows(sliced("test_split=train[90%:]"), "train[:2]+train[9:]") == [*TEN[:2], TEN[9]]
 
 
-def test_slices_that_leave_nothing_for_the_test_are_one_sentence(sliced):
-    with pytest.raises(click.ClickException, match=r"datasets.0.split: .* every row of train.*leave some"):
-        rows.load_rows(sliced("test_datasets.0.split=train[80%:]"), "test")
+def test_a_sliced_data_set_that_names_no_test_rows_is_one_sentence(sliced):
+    with pytest.raises(click.ClickException, match=r"datasets.0.path: .*\(test\) cannot be read: Unknown split"):
+        rows.load_rows(sliced(), "test")
 
 
-def test_a_data_set_with_a_test_split_keeps_it_when_training_takes_a_slice(run_file):
-    run = runfile.load(run_file("lora", "datasets.0.split=train[:5]"))
-    assert len(rows.load_rows(run, "train")) == 5
-    assert rows.load_rows(run, "test") == embedded("test")
+def test_the_alpaca_recipes_divide_their_rows_as_published():
+    from datasets import ReadInstruction
 
-
-def test_a_validation_split_of_its_own_takes_nothing_from_the_test(run_file, tmp_path):
-    for part, data in (("train", TEN), ("validation", TEN[1:])):
-        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
-    data = (f"datasets.0.path={tmp_path}", f"test_datasets.0.path={tmp_path}", "datasets.0.split=train[:6]")
-    assert rows.load_rows(runfile.load(run_file("lora", *data)), "test") == TEN[6:]
-
-
-def test_the_alpaca_recipe_divides_its_rows_as_published():
-    config = yamlfile.load(render.render("phi1.5-alpaca-gpt4", "lora"), "rendered").data
-    sizes = {"train": range(52_002)}
-    parts = [rows._bounds(config[key][0]["split"], sizes) for key in ("datasets", "test_datasets")]
-    assert parts == [[("train", range(41_602))], [("train", range(41_602, 46_802))]]
+    for recipe, variant in (("phi1.5-alpaca-gpt4", "lora"), ("phi1.5-alpaca-gpt4-as-published", "peft+qlora")):
+        config = yamlfile.load(render.render(recipe, variant), "rendered").data
+        splits = [config["datasets"][0]["split"], config["test_datasets"][0]["split"], config["test_split"]]
+        slices = [ReadInstruction.from_spec(split).to_absolute({"train": 52_002})[0] for split in splits]
+        assert [(one.from_, one.to) for one in slices] == [(0, 41_602), (41_602, 46_802), (46_802, 52_002)]
 
 
 PARTS = {"train": 400, "validation": 50, "test": 100}

@@ -10,7 +10,6 @@ from typing import Any
 
 from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import prompts, rows
-from lora_recipes.support import libraries
 
 import click
 
@@ -90,22 +89,13 @@ def _load(checked: CheckedRun, key: str, index: int, entry: dict[str, Any]) -> P
         if isinstance(entry.get("type"), dict):
             fmt = prompts.prompt_format(run, index, name)
             return Part(key, entry, rows.load_entry(run, name, index, entry)[0], format=fmt)
-        data = rows.read(run, entry, entry.get("split") or "train")
-        return Part(key, entry, data.to_list())
+        return Part(key, entry, rows.read(run, name, index, entry).to_list())
     except click.ClickException as error:
-        message = error.message.partition(": ")[2]
-        if checked.local(entry["path"]) and fmt:
-            place, _, words = message.partition(": ")
-            checked.error("data", place, words, "rows that can be trained on", "see the text before")
-            return None
-        if _is_file(checked, entry):
-            _unreadable(checked, key, error.message)
-            return None
-        checked.report.skip(f"{key} rows", message)
-    except Exception as error:
-        words = f"{entry['path']} cannot be read ({libraries.reason(error.__cause__ or error)})"
-        if _is_file(checked, entry):
-            _unreadable(checked, key, words)
+        place, _, words = error.message.partition(": ")[2].partition(": ")
+        path = checked.local(entry["path"])
+        if path and (fmt or path.is_file()):  # a folder may be one that `datasets` saved, which only Axolotl reads
+            fix = "correct the file or the row, or name another split or type"
+            checked.error("data", place, words, "rows that can be read and trained on", fix)
             return None
         checked.report.skip(f"{key} rows", words)
     row = dict(_PROBE)
@@ -114,16 +104,6 @@ def _load(checked: CheckedRun, key: str, index: int, entry: dict[str, Any]) -> P
     elif isinstance(entry.get("type"), dict):
         return None
     return Part(key, entry, [row], made_up=True, format=fmt)
-
-
-def _is_file(checked: CheckedRun, entry: dict[str, Any]) -> bool:
-    """Whether Axolotl reads the rows as we do: a folder may be one that `datasets` saved, which only Axolotl reads."""
-    path = checked.local(entry["path"])
-    return path is not None and path.is_file()
-
-
-def _unreadable(checked: CheckedRun, key: str, words: str) -> None:
-    checked.error("data", f"{key}.path", words, "rows that can be read", "mend the file, or name another split or type")
 
 
 def messages(part: Part, row: dict[str, Any]) -> list[dict[str, str]]:

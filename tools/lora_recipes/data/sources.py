@@ -1,4 +1,4 @@
-"""Rows from where data lie: a file, a folder of files or a name on the Hub, with one split where `:split` follows."""
+"""The one reader of data sets: a file, a folder of files or a name on the Hub; errors are one sentence."""
 
 import contextlib
 import logging
@@ -7,35 +7,128 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_recipes.support import libraries
+
 import click
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+"""What a SOURCE of tools/data.py may be."""
+_OTHER_FORMATS = {".arrow": "arrow", ".txt": "text"}
+"""What Axolotl takes as well; a file with any other ending is JSON to it."""
+_TEXT = (".json", ".jsonl", ".csv", ".txt")
 _WITH_SPLIT = re.compile(r"(.+):([A-Za-z]\w*(?:\[[^]]*\])?)")  # or a part of it, as in name:test[:20]
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def read(source: str) -> "dict[str, Dataset]":
-    """The splits of a source by name; of a file it is `train`, as for Axolotl.
+def load(
+    path: str,
+    split: str | None = None,
+    *,
+    name: str | None = None,
+    data_files: Any = None,
+    ds_type: str | None = None,
+    revision: str | None = None,
+) -> Any:
+    """One split of a data set as a datasets.Dataset, or without `split` a DatasetDict of all.
 
-    Warns on stderr of files in a folder that belong to no split.
-    Raises click.UsageError for a path that does not exist, click.ClickException for data that cannot be read.
+    A file has the one split `train`, as for Axolotl; of a file with an unusual ending `ds_type` says what it is.
+    Raises click.ClickException for data that cannot be read.
     """
     import datasets
 
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a README without a header is no news
+    local = Path(path)
+    with _errors_in_a_sentence(path, split):
+        if local.is_file():
+            kind = ds_type or {**_FORMATS, **_OTHER_FORMATS}.get(local.suffix, "json")
+            _require_text(local)
+            return datasets.load_dataset(kind, data_files=path, split=split)
+        where = {
+            "path": path,
+            "name": name,
+            "data_files": data_files,
+            "revision": revision if not local.exists() else None,
+        }
+        if local.exists():
+            for files in (datasets.load_dataset_builder(**where).config.data_files or {}).values():
+                for file in files:
+                    _require_text(Path(file))
+        return datasets.load_dataset(**where, split=split)
+
+
+def _require_text(path: Path) -> None:
+    """Refuse what datasets reads in silence, or, a JSON file of nulls, ends the process with (pyarrow's read_json)."""
+    if path.suffix not in _TEXT:
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise click.ClickException(
+                    f"{path}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8."
+                ) from None
+            if number == 1 and path.suffix != ".csv" and line.lstrip().startswith(b"null"):
+                raise click.ClickException(f"{path}, line 1: null, where a row was expected; delete the line.")
+
+
+@contextlib.contextmanager
+def _errors_in_a_sentence(path: str, split: str | None) -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:  # datasets raises a dozen types for a user's mistake
+        from datasets.exceptions import DatasetNotFoundError
+
+        cause = error.__cause__ or error
+        words = libraries.reason(error if libraries.is_offline(error) else cause, 300).rstrip(".")
+        if not Path(path).exists() and libraries.is_offline(error):
+            message = f"{path}: {words}; offline, give local files."
+        elif not Path(path).exists() and isinstance(error, DatasetNotFoundError):
+            message = f"{path}: no such data set on the Hub, or none that you may read; check the name, or log in."
+        else:
+            words = words if str(cause) else "it is empty or malformed"
+            shown = f"{path} ({split})" if split else path
+            message = f"{shown} cannot be read: {words}. Check path, split and contents."
+        raise click.ClickException(message) from None
+
+
+def read(source: str) -> "dict[str, Dataset]":
+    """The splits of a SOURCE by name: all, or the one that follows a colon, as in `name:test[:20]`.
+
+    Warns on stderr of files in a folder that belong to no split.
+    Raises click.UsageError for a path that does not exist, click.ClickException for data that cannot be read.
+    """
     path, split = _parted(source)
-    with _plain_errors(source, path):
-        options: dict[str, Any] = {"path": path}
-        if Path(path).is_file():
-            options = {"path": _format(Path(path)), "data_files": path}
-        if Path(path).is_dir():
-            _warn_of_unread(Path(path), datasets.load_dataset_builder(path).config.data_files)
-        found = datasets.load_dataset(**options, split=split)
+    if Path(path).is_file() and Path(path).suffix not in _FORMATS:
+        raise click.ClickException(f"{path}: what kind of file is it? Name it {', '.join(_FORMATS)}.")
+    found = load(path, split)
+    if Path(path).is_dir():
+        _warn_of_unread(Path(path))
     return {split: found} if split else dict(found)
+
+
+def _parted(source: str) -> tuple[str, str | None]:
+    named = None if Path(source).exists() else _WITH_SPLIT.fullmatch(source)
+    path, split = named.groups() if named else (source, None)
+    if not Path(path).exists() and (Path(path).suffix in _FORMATS or not _HUB_NAME.fullmatch(path)):
+        raise click.UsageError(f"no file or folder {path}; give one, or a data set's name on the Hub.")
+    return path, split
+
+
+def _warn_of_unread(folder: Path) -> None:
+    import datasets
+
+    data_files = datasets.load_dataset_builder(str(folder)).config.data_files
+    used = {Path(name).resolve() for names in data_files.values() for name in names}
+    present = [path for path in sorted(folder.rglob("*")) if path.suffix in _FORMATS and path.name != "build.json"]
+    if unread := [path.name for path in present if path.resolve() not in used]:
+        click.echo(f"{folder}: not read, as no split or other kind of file: {', '.join(unread)}", err=True)
 
 
 def only(source: str, why: str) -> "Dataset":
@@ -57,7 +150,7 @@ def texts(data: "Dataset", column: str, source: str, remedy: str) -> list[str]:
     for row, cell in enumerate(cells):
         if cell is not None and not isinstance(cell, str):
             raise click.ClickException(
-                f"{source}, row {row + 1}: {column!r} is {cell!r}, not a text; mend the row, or {remedy}."
+                f"{source}, row {row + 1}: {column!r} is {cell!r}, not a text; correct the row, or {remedy}."
             )
     return [cell or "" for cell in cells]
 
@@ -69,46 +162,3 @@ def questions(data: "Dataset", column: str, source: str) -> list[str]:
     if "input" not in data.column_names or column == "input":
         return asked
     return [f"{one}\n{two}".strip() for one, two in zip(asked, texts(data, "input", source, remedy), strict=True)]
-
-
-def _parted(source: str) -> tuple[str, str | None]:
-    named = None if Path(source).exists() else _WITH_SPLIT.fullmatch(source)
-    path, split = named.groups() if named else (source, None)
-    if not Path(path).exists() and (Path(path).suffix in _FORMATS or not _HUB_NAME.fullmatch(path)):
-        raise click.UsageError(f"no file or folder {path}; give one, or a data set's name on the Hub.")
-    return path, split
-
-
-def _format(path: Path) -> str:
-    if path.suffix not in _FORMATS:
-        raise click.ClickException(f"{path}: what kind of file is it? Name it {', '.join(_FORMATS)}.")
-    return _FORMATS[path.suffix]
-
-
-def _warn_of_unread(folder: Path, data_files: dict[str, list[str]]) -> None:
-    used = {Path(name).resolve() for names in data_files.values() for name in names}
-    lying = [path for path in sorted(folder.rglob("*")) if path.suffix in _FORMATS and path.name != "build.json"]
-    if unread := [path.name for path in lying if path.resolve() not in used]:
-        click.echo(f"{folder}: not read, as no split or other kind of file: {', '.join(unread)}", err=True)
-
-
-@contextlib.contextmanager
-def _plain_errors(source: str, path: str) -> Iterator[None]:
-    try:
-        yield
-    except click.ClickException:
-        raise
-    except Exception as error:  # datasets raises a score of types for a user's mistake
-        from datasets.exceptions import DatasetNotFoundError
-
-        away = not Path(path).exists()
-        if away and isinstance(error, DatasetNotFoundError):
-            raise click.ClickException(
-                f"{source}: no such data set on the Hub, or none that you may read; check the name, or log in."
-            ) from None
-        if away and isinstance(error, (OSError, RuntimeError)):
-            raise click.ClickException(f"{source}: the Hub cannot be reached; offline, give local files.") from None
-        words = " ".join(str(error.__cause__ or error).split())[:300] or "it is empty or malformed"
-        raise click.ClickException(
-            f"{source} cannot be read: {words.rstrip('.')}. Check path, split and contents."
-        ) from None

@@ -24,11 +24,9 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # transformers raises a score of types for a name that is none
-        words = " ".join(str(error).split())[:200].rstrip(".")
-        raise click.ClickException(
-            f"--tokenizer {name} cannot be loaded: {words}. Give a model's folder, or its name on the Hub."
-        ) from None
+    except Exception as error:  # transformers raises a dozen types for a name that is none
+        words = f"--tokenizer {name} cannot be loaded: {libraries.reason(error).rstrip('.')}"
+        raise click.ClickException(f"{words}. Give a model's folder, or its name on the Hub.") from None
 
 
 def measure(

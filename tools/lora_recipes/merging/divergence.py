@@ -28,10 +28,10 @@ def examples(run: RunFile) -> list[dict[str, list[int]]]:
     """The first test rows as prompt and answer tokens. Raises click.ClickException when there are none."""
     tokenizer = loading.load_tokenizer(run)
     try:
-        parts = rows.load_parts(run, f"test[:{EXAMPLES}]")
+        parts = rows.load_parts(run, "test")
     except click.ClickException as error:
         raise click.ClickException(f"{error.message} Or merge with --no-verify, without test rows.") from None
-    return [prompts.example(tokenizer, fmt, row) for found, fmt in parts for row in found]
+    return [prompts.example(tokenizer, fmt, row) for found, fmt in parts for row in found[:EXAMPLES]]
 
 
 def affordable(examples: list[dict[str, list[int]]], parameters: int) -> list[dict[str, list[int]]]:

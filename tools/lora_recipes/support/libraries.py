@@ -31,10 +31,14 @@ _OFFLINE = re.compile(
 )
 
 
+def is_offline(error: BaseException) -> bool:
+    """Whether an error says in one of its many wordings that the Hub cannot be reached."""
+    return _OFFLINE.search(f"{error} {error.__cause__ or ''} {error.__context__ or ''}") is not None
+
+
 def reason(error: BaseException, length: int = 200) -> str:
-    """A library's error message on one line; that the Hub cannot be reached has many wordings, and gets one."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    chain = f"{text} {error.__cause__ or ''} {error.__context__ or ''}"
-    if _OFFLINE.search(chain):
+    """What a library's error says, on one line of at most `length` characters."""
+    if is_offline(error):
         return "the Hub cannot be reached"
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= length else f"{text[: length - 1]}…"
