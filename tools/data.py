@@ -4,15 +4,12 @@
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_recipes.data import similarity, sources, splitting, statistics
-from lora_recipes.support import files
+from lora_recipes.support import files, libraries
 
 import click
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _LORAFRICA = (  # 1,015, 844 and 555 rows, as the LoRAfrica project joined them
     "Svngoku/Global-African-History-QA",
@@ -47,19 +44,29 @@ def main() -> None:
 @click.option("--seed", default=42, show_default=True, type=click.IntRange(0, 2**32 - 1), help="seed of the split")
 @click.option("--test", default=0.0414, show_default=True, type=_SHARE, help="share of the rows to test on")
 @click.option("--validation", default=0.086, show_default=True, type=_SHARE, help="share of the rest to validate on")
-def build(names: tuple[str, ...], output: Path, **choices: Any) -> None:
+@click.option("--special-tokens", type=click.Choice(["escape", "drop"]), help="escape them in texts, or drop the rows")
+@click.option("--tokenizer", metavar="NAME|DIR", help="whose special tokens")
+def build(
+    names: tuple[str, ...], output: Path, special_tokens: str | None, tokenizer: str | None, **choices: Any
+) -> None:
     """Join sources in the order given and split them into train, validation and test.
 
     Without a SOURCE they are the three of the LoRAfrica project, from the Hub. What was done goes to
-    build.json beside the rows.
+    build.json beside the rows. Special tokens of a model inside rows would be trained as ends and beginnings
+    of turns: --special-tokens with the model's --tokenizer puts a space into each, or drops the rows.
 
     \b
     Example:
       tools/data.py build first.jsonl second.csv -o /tmp/joined --dedupe
     """
+    if (special_tokens is None) != (tokenizer is None):
+        raise click.UsageError("--special-tokens and --tokenizer belong together; give both.")
     files.require_ours(output, splitting.RECORD, "build")
     files.require_writable(output.parent)
-    made = splitting.consolidate(names or _LORAFRICA, **choices)
+    clean = None
+    if special_tokens and tokenizer:
+        clean = splitting.Clean(special_tokens, statistics.load_tokenizer(tokenizer))
+    made = splitting.consolidate(names or _LORAFRICA, clean=clean, **choices)
     _say(made.record, choices["dedupe"])
     splitting.write(made, output)
     for part, data in made.parts.items():
@@ -74,6 +81,9 @@ def _say(record: dict[str, Any], dedupe: bool) -> None:
         click.echo(found + ("; removed" if dedupe else across), err=True)
         for example in repeated["examples"]:
             click.echo(f"  repeated: {_short(example)}", err=True)
+    if found := record.get("special tokens"):
+        done = "dropped" if found["done"] == "drop" else "escaped"
+        click.echo(f"special tokens in {_many(found['rows'], 'row')}: {done}", err=True)
     if record["empty"]:
         click.echo(f"{_many(record['empty'], 'row')} without a question or an answer: training refuses them", err=True)
 
@@ -203,25 +213,16 @@ def push(folder: Path, repo: str, private: bool) -> None:
         raise click.ClickException("no login on the Hub; run `hf auth login`, or set HF_TOKEN, and push again.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise click.UsageError(f"{repo}: expected OWNER/NAME, as in my-name/african-history-qa.")
-    parts = _pushable(folder)
-    import datasets
-
+    rows = splitting.rows_of_build(folder)
     try:
-        datasets.DatasetDict(parts).push_to_hub(repo, private=private or None)
+        huggingface_hub.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
+        huggingface_hub.upload_folder(
+            repo_id=repo, repo_type="dataset", folder_path=folder, allow_patterns=[splitting.RECORD, *rows]
+        )
     except Exception as error:  # of the network, the Hub and the login alike
-        words = re.sub(rf"Bearer.*|{re.escape(token)}", "…", " ".join(str(error).split()))[:300].rstrip(".")
+        words = libraries.reason(error, 300).replace(token, "…").rstrip(".")
         raise click.ClickException(f"{repo} was not pushed: {words}. Check network, name and rights.") from None
-    click.echo(f"{repo}  {_many(sum(map(len, parts.values())), 'row')} in {len(parts)} splits")
-
-
-def _pushable(folder: Path) -> "dict[str, Dataset]":
-    parts = sources.read(str(folder))
-    if missing := [part for part in splitting.PARTS if part not in parts]:
-        raise click.ClickException(f"{folder} has no split {missing[0]!r}; write it with `tools/data.py build`.")
-    for part, data in parts.items():
-        for column in splitting.COLUMNS:
-            sources.texts(data, column, f"{folder} ({part})", "write it with `tools/data.py build`")
-    return parts
+    click.echo(f"{repo}  {_many(sum(rows.values()), 'row')} in {len(rows)} splits")
 
 
 if __name__ == "__main__":

@@ -54,9 +54,9 @@ def test_rows_with_and_without_input_are_asked_as_trained(write):
     run = runfile.load(write(made_up(), "made"))
     tokenizer = loading.load_tokenizer(run)
     assert [len(rows.load_rows(run, part)) for part in ("train", "validation", "test")] == [16, 2, 2]
-    found, disparity = questions.load(run, tokenizer, "test")
+    found, mismatch = questions.load(run, tokenizer, "test")
     asked = [tokenizer.decode(question.prompt_ids) for question in found]
-    assert disparity == "" and ["### Input:\n19\nas digits\n" in text for text in asked] == [False, True]
+    assert mismatch == "" and ["### Input:\n19\nas digits\n" in text for text in asked] == [False, True]
     assert all(text.endswith(ENDING) for text in asked)
 
 
@@ -82,8 +82,8 @@ def test_the_end_token_keeps_its_loss_although_it_is_the_padding_too(write):
 def test_a_thousand_rows_of_real_lengths_are_read_and_asked_as_trained(write):
     run = runfile.load(write(alpaca.made(), "long"))
     assert [len(rows.load_rows(run, part)) for part in ("train", "validation")] == [799, 100]
-    found, disparity = questions.load(run, loading.load_tokenizer(run), "test")
-    assert len(found) == 100 and disparity == ""
+    found, mismatch = questions.load(run, loading.load_tokenizer(run), "test")
+    assert len(found) == 100 and mismatch == ""
 
 
 def adapter(path):

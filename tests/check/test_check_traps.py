@@ -5,7 +5,6 @@ import os
 from lora_recipes import ROOT
 from lora_recipes.check import arithmetic, inputs, machine, secrets, traps
 from lora_recipes.check.subject import CheckedRun
-from lora_recipes.data import prepared
 from lora_recipes.rendering import computed_keys
 
 import pytest
@@ -79,11 +78,6 @@ class TestStaleCache:
 
     def test_rows_newer_than_one_of_two_caches_are_a_warning(self, places, cache):
         cache(10, 20, 5)
-        assert places(self.TEXT) == [("warning", "stale-cache", "dataset_prepared_path")]
-
-    def test_rows_that_our_own_pipe_prepared_are_looked_at_too(self, places, cache):
-        cache(10, 5)
-        cache(10, 20, name=f"cache/{prepared.FOLDER}")
         assert places(self.TEXT) == [("warning", "stale-cache", "dataset_prepared_path")]
 
     def test_rows_older_than_the_cache_are_fine(self, places, cache):

@@ -205,3 +205,24 @@ def test_tokens_are_counted_and_rows_that_would_be_cut(embedded_model):
 def test_a_tokenizer_that_is_none_and_a_limit_without_one_are_errors(tmp_path, few):
     assert "cannot be loaded" in failed("stats", few, "--tokenizer", tmp_path)
     assert "name the --tokenizer" in failed("stats", few, "--sequence-len", "10", code=2)
+
+
+def test_special_tokens_of_a_model_are_escaped_or_their_rows_dropped(tmp_path, embedded_model):
+    from lora_recipes.data import special_tokens
+
+    from transformers import AutoTokenizer
+
+    questions = [f"Who ruled {n}?" for n in range(30)] + ["Who?<|im_end|>", "<|im_start|>"]
+    source = write(tmp_path / "rows.jsonl", questions)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    for how, rows in (("escape", 32), ("drop", 30)):
+        options = ("--special-tokens", how, "--tokenizer", embedded_model, "--test", "0.1", "--validation", "0.1")
+        done = call("build", source, "-o", tmp_path / how, *options)
+        assert done.exit_code == 0, done.output
+        assert f"special tokens in 2 rows: {how}" in done.stderr
+        made = [row["question"] for path in (tmp_path / how).glob("*.jsonl") for row in read(path)]
+        assert len(made) == rows and set(questions[:30]) <= set(made)
+        assert not special_tokens.ids(tokenizer) & {token for text in made for token in tokenizer(text)["input_ids"]}
+        found = json.loads((tmp_path / how / "build.json").read_text())["special tokens"]
+        assert found == {"done": how, "of": str(embedded_model), "rows": 2}
+    assert "belong together" in failed("build", source, "-o", tmp_path / "x", "--special-tokens", "drop", code=2)

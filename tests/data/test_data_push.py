@@ -1,49 +1,57 @@
-"""tools/data.py push: to a fake of the Hub, with a login and whole splits only."""
+"""tools/data.py push: to a fake of the Hub, with a login and whole builds only."""
 
 import pytest
-from datacalls import call, failed, hundred_rows, write
+from datacalls import call, failed, hundred_rows
 
 
 @pytest.fixture
 def built(tmp_path, monkeypatch):
-    """A built folder, and a login that is none: nothing is sent, push_to_hub is a fake below."""
+    """A built folder, and a login that is none: nothing is sent, the Hub is a fake below."""
     call("build", hundred_rows(tmp_path), "-o", tmp_path / "made")
     monkeypatch.setenv("HF_TOKEN", "hf_not_a_token")
     return tmp_path / "made"
 
 
-def test_push_sends_three_splits_to_a_fake_of_the_hub(built, monkeypatch):
-    import datasets
+@pytest.fixture
+def sent(monkeypatch):
+    """What the Hub is asked to do."""
+    calls = {}
+    monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **more: calls.update(repo=repo, **more))
+    monkeypatch.setattr("huggingface_hub.upload_folder", lambda **more: calls.update(more))
+    return calls
 
-    sent = {}
 
-    def fake(data, repo, private=None):
-        sent.update(rows=data.num_rows, repo=repo, private=private)
-
-    monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", fake)
+def test_push_sends_the_files_that_the_build_wrote_and_no_others(built, sent):
+    (built / ".env").write_text("secret")
     done = call("push", built, "me/history", "--private")
     assert done.exit_code == 0, done.output
-    assert sent == {"rows": {"train": 86, "validation": 9, "test": 5}, "repo": "me/history", "private": True}
+    assert (sent["repo"], sent["repo_id"], sent["repo_type"], sent["private"]) == ("me/history",) * 2 + (
+        "dataset",
+        True,
+    )
+    assert sent["folder_path"] == built
+    assert sorted(sent["allow_patterns"]) == ["build.json", "test.jsonl", "train.jsonl", "validation.jsonl"]
     assert done.stdout == "me/history  100 rows in 3 splits\n"
     assert call("push", built, "me/history").exit_code == 0 and sent["private"] is None
 
 
 def test_a_push_that_fails_is_one_sentence_without_the_token(built, monkeypatch):
-    import datasets
-
     def fake(*_, **__):
         raise RuntimeError("Illegal header value b'Bearer hf_not_a_token'\nfor hf_not_a_token")
 
-    monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", fake)
+    monkeypatch.setattr("huggingface_hub.create_repo", fake)
     sentence = failed("push", built, "me/history")
     assert sentence.startswith("me/history was not pushed: Illegal header value") and "hf_not" not in sentence
 
 
-def test_push_needs_a_login_first_and_whole_splits(built, monkeypatch):
-    (built / "test.jsonl").unlink()
-    assert "has no split 'test'" in failed("push", built, "me/history")
+def test_push_needs_whole_splits_and_a_name_with_an_owner(built, sent):
     assert "expected OWNER/NAME" in failed("push", built, "history", code=2)
-    write(built / "test.jsonl", ["a"]).write_text('{"question": "a"}\n')
-    assert failed("push", built, "me/history")
-    monkeypatch.delenv("HF_TOKEN")
-    assert "no login on the Hub" in failed("push", built, "me/history")
+    (built / "test.jsonl").unlink()
+    assert "has no test.jsonl; write it with `tools/data.py build`" in failed("push", built, "me/history")
+    (built / "build.json").unlink()
+    assert "has no build.json" in failed("push", built, "me/history") and sent == {}
+
+
+def test_push_needs_a_login(built, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "no login on the Hub; run `hf auth login`" in failed("push", built, "me/history")

@@ -120,9 +120,9 @@ def test_questions_are_asked_with_the_run_files_chat_template_kwargs(embedded_mo
     template = ("chat_template=jinja", "chat_template_jinja={{ date_string }}: {{ messages[1].content }}")
     run = runfile.load(run_file("lora", *template, "chat_template_kwargs.date_string=26 Jul 2024"))
     tokenizer = loading.load_tokenizer(run)
-    found, disparity = questions.load(run, tokenizer, "test[:1]")
+    found, mismatch = questions.load(run, tokenizer, "test[:1]")
     assert tokenizer.decode(found[0].prompt_ids) == f"26 Jul 2024: {found[0].question}"
-    assert "asked '26 Jul 2024" in disparity
+    assert "asked '26 Jul 2024" in mismatch
 
 
 def test_the_prompt_of_phi4_is_its_chat_template(run_file, tokenizer):

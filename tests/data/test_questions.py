@@ -53,7 +53,7 @@ def test_a_begin_token_is_neither_doubled_nor_lost(run_file: Callable[..., Path]
         single="<repo_name> $A", special_tokens=[("<repo_name>", tokenizer.bos_token_id)]
     )
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    found, disparity = questions.load(runfile.load(run_file()), tokenizer, "test")
-    assert disparity == ""
+    found, mismatch = questions.load(runfile.load(run_file()), tokenizer, "test")
+    assert mismatch == ""
     assert all(question.prompt_ids.count(tokenizer.bos_token_id) == 1 for question in found)
     assert all(tokenizer.bos_token_id not in question.reference_ids for question in found)

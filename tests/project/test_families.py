@@ -73,8 +73,8 @@ def test_a_special_token_of_phi4_mini_swallows_the_space_behind_it(folder):
 def test_the_prompt_is_token_by_token_what_the_chat_template_asks(family, write):
     run = runfile.load(write(family))
     tokenizer = loading.load_tokenizer(run)
-    found, disparity = questions.load(run, tokenizer, "test")
-    assert len(found) > 50 and not disparity
+    found, mismatch = questions.load(run, tokenizer, "test")
+    assert len(found) > 50 and not mismatch
     assert found[0].prompt_ids.count(tokenizer.bos_token_id) == (family in ("llama3.2", "gemma3", "mistral"))
 
 
@@ -108,9 +108,9 @@ def test_prompt_and_answer_are_the_chat_template_of_the_whole_conversation(famil
 
 def test_llamas_prompt_changes_from_day_to_day_unless_its_date_is_given(write):
     run = runfile.load(write("llama3.2", "chat_template_kwargs="))
-    _, disparity = questions.load(run, loading.load_tokenizer(run), "test")
-    assert "Today Date: 26 Jul 2024" in disparity.split("trained")[1]
-    assert "Today Date: 26 Jul 2024" not in disparity.split("trained")[0]
+    _, mismatch = questions.load(run, loading.load_tokenizer(run), "test")
+    assert "Today Date: 26 Jul 2024" in mismatch.split("trained")[1]
+    assert "Today Date: 26 Jul 2024" not in mismatch.split("trained")[0]
 
 
 def adapted(path, r, targets):

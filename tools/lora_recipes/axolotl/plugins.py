@@ -1,11 +1,9 @@
 """Axolotl plugins: runs that survive, CPU support for recipes that name it, and the plain trainer inside Axolotl."""
 
-import functools
 import sys
 from typing import Any
 
 from lora_recipes.config import runfile
-from lora_recipes.data import prepared
 from lora_recipes.results import result_files
 from lora_recipes.support import files, processes
 from lora_recipes.training import settings
@@ -19,15 +17,13 @@ _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embeddi
 class RunPlugin(BasePlugin):
     """What makes a run repeatable, resumable and recorded; `axolotl train` adds it to every run file.
 
-    A seed that covers the adapter, a checkpoint on SIGTERM, special tokens in a row's texts as text, errors as
-    sentences, step lines, the check of the saved adapter, and result.json.
+    A seed that covers the adapter, a checkpoint on SIGTERM, errors as sentences, step lines, the check of the saved
+    adapter, and result.json.
     """
 
     def register(self, cfg: Any) -> None:
         processes.end_with_launcher()
         _say_errors_in_a_sentence()
-        _columns_are_text()
-        cfg["dataset_prepared_path"] = str(prepared.folder(cfg.get("dataset_prepared_path")))
         if processes.is_main():
             from lora_recipes.training import checkpoints
 
@@ -142,26 +138,6 @@ class PlainTrainerPlugin(BasePlugin):
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         return {"label_names": ["labels"], "prediction_loss_only": True, "remove_unused_columns": False}
-
-
-def _columns_are_text() -> None:
-    """Break up special tokens in the columns of rows, for prompts that a run file spells out."""
-    from lora_recipes.data import prompts
-
-    from axolotl.prompt_strategies import user_defined
-
-    load = user_defined.load
-    if hasattr(load, "__wrapped__"):
-        return
-
-    @functools.wraps(load)
-    def loaded(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
-        strategy = load(tokenizer, *args, **kwargs)
-        fields = strategy.parse_instruction_fields
-        strategy.parse_instruction_fields = lambda row: fields(prompts.as_text(tokenizer, row))
-        return strategy
-
-    user_defined.load = loaded
 
 
 def _say_errors_in_a_sentence() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_recipes.check import inputs
 from lora_recipes.check.subject import CheckedRun
-from lora_recipes.support import processes
+from lora_recipes.support import libraries, processes
 
 
 def check(checked: CheckedRun, micro: int, accumulation: int, ranks: int) -> None:
@@ -126,7 +126,7 @@ def _missing_compilers() -> list[str]:
         try:
             assert_no_cuda_mismatch()
         except Exception as error:  # it raises Exception itself, and what running nvcc raises
-            missing.append(f"that nvcc ({' '.join(str(error).split())[:160]})")
+            missing.append(f"that nvcc ({libraries.reason(error)})")
     return missing
 
 

@@ -6,6 +6,7 @@ from lora_recipes.check import parts
 from lora_recipes.check.parts import Part
 from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import prompts
+from lora_recipes.support import libraries
 
 _MARK = "the-answer"
 
@@ -37,7 +38,7 @@ def _compare(checked: CheckedRun, part: Part) -> list[int | None]:
         if text and number and asked == begin + text:  # the same text gives the same tokens
             lengths.append(_prompt_length(example))
             continue
-        tokens = _ids(tokenizer, asked)
+        tokens = prompts.text_ids(tokenizer, asked)
         same = ids[: len(tokens)] == tokens
         begin = asked.removesuffix(text) if same else begin
         lengths.append(len(tokens) if same else None)
@@ -65,17 +66,13 @@ def _asked(checked: CheckedRun, part: Part, row: dict[str, Any]) -> str | None:
         turns = parts.messages(part, row)
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options))
     except Exception as error:  # a template may raise anything about the turns that it is given
-        words = f"the chat template refuses the prompt ({' '.join(str(error).split())[:160]})"
+        words = f"the chat template refuses the prompt ({libraries.reason(error)})"
         if part.format and not part.made_up:
             fix = "leave out what the template does not take, or write a chat_template that takes it"
             checked.error("prompt-parity", f"{part.key}.type", words, "a prompt that evaluation can ask", fix)
         else:
             checked.report.skip(f"{part.key} prompt parity", words)
         return None
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"])
 
 
 def _prompt_length(example: dict[str, list[int]]) -> int:

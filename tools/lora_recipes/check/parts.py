@@ -5,11 +5,12 @@ A prompt spelled out as a mapping is tokenized by lora_recipes.data.prompts; one
 """
 
 import functools
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_recipes.check.subject import CheckedRun
-from lora_recipes.data import prompts, rows
+from lora_recipes.data import prompts, rows, special_tokens
 
 import click
 
@@ -37,6 +38,19 @@ class Part:
     """None for a type that Axolotl defines."""
     examples: list[dict[str, list[int]]] = field(default_factory=list)
     """`input_ids` and `labels` a row, in the order of the rows; empty where they cannot be had."""
+    blank_examples: list[dict[str, list[int]]] = field(default_factory=list)
+    """The same of the rows of `blank`."""
+
+    @functools.cached_property
+    def blank(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """The distinct rows with one letter for each text, and of each row the number of its own among them."""
+        names = self.entry.get("message_property_mappings")
+        role = (names.get("role") if isinstance(names, dict) else None) or self.entry.get("message_field_role")
+        roles = {*special_tokens.ROLES, str(role)}
+        numbers: dict[str, int] = {}
+        texts = [json.dumps(special_tokens.blanked(row, roles), default=str) for row in self.rows]
+        own = [numbers.setdefault(text, len(numbers)) for text in texts]
+        return [json.loads(text) for text in numbers], own
 
     @functools.cached_property
     def questions(self) -> list[str]:
@@ -55,6 +69,7 @@ def load(checked: CheckedRun, key: str, tokenized: bool = False) -> list[Part]:
     for part in parts if tokenized and checked.tokenizer is not None else ():
         if part.format:
             part.examples = prompts.examples(checked.tokenizer, part.format, part.rows, on_prompt)
+            part.blank_examples = prompts.examples(checked.tokenizer, part.format, part.blank[0], on_prompt)
     return parts
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_recipes.check import (
     arithmetic,
+    injected,
     inputs,
     leaks,
     loading,
@@ -40,6 +41,7 @@ def run(
     training = _guarded(checked, "rows", lambda one: parts.load(one, "datasets", tokenized=True)) or []
     _guarded(checked, "Axolotl's answers", lambda one: validation.check(one, training, axolotl))
     lengths = _guarded(checked, "parity", lambda one: parity.check(one, training)) or {}
+    _guarded(checked, "special tokens in rows", lambda one: injected.check(one, training))
     counts = _guarded(checked, "masks", lambda one: masks.check(one, training, lengths))
     rows = (counts.rows, counts.tokens) if counts else (_rows(training), None)
     _guarded(checked, "arithmetic", lambda one: arithmetic.check(one, *rows))

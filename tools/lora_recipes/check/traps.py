@@ -56,8 +56,8 @@ def _packing(checked: CheckedRun) -> None:
 
 def _stale_cache(checked: CheckedRun) -> None:
     """Axolotl's cache of tokenized rows is found by path and settings; the content of local files does not count."""
-    prepared = checked.config.get("dataset_prepared_path") or "last_run_prepared"
-    cache = checked.local(prepared)
+    name = checked.config.get("dataset_prepared_path") or prepared.DEFAULT
+    cache = checked.local(name)
     if cache is None or not cache.is_dir() or checked.config.get("skip_prepare_dataset") is True:
         return
     named = {key: checked.entries(key) for key in ("datasets", "test_datasets")}
@@ -72,9 +72,9 @@ def _stale_cache(checked: CheckedRun) -> None:
             "error" if len(old) == len(ages) else "warning",
             "stale-cache",
             "dataset_prepared_path",
-            f"{prepared} holds tokenized rows that are older than {newest.name}: Axolotl would train the old rows",
+            f"{name} holds tokenized rows that are older than {newest.name}: Axolotl would train the old rows",
             "rows tokenized after the last change of the data",
-            f"delete {prepared}, or give dataset_prepared_path a name that changes with the data",
+            f"delete {name}, or give dataset_prepared_path a name that changes with the data",
         )
 
 
@@ -87,9 +87,7 @@ def _local_data(checked: CheckedRun, value: str) -> list[Path]:
 
 def _folders(cache: Path) -> list[Path]:
     """One folder for each set of settings that rows were tokenized with."""
-    ours = cache / prepared.FOLDER
-    folders = [*cache.iterdir(), *(ours.iterdir() if ours.is_dir() else ())]
-    return [path for path in folders if path.is_dir() and path != ours and any(path.iterdir())]
+    return [path for path in cache.iterdir() if path.is_dir() and any(path.iterdir())]
 
 
 def _age(path: Path) -> float:

@@ -117,10 +117,9 @@ def _job(checked: CheckedRun, parts: list[Part], folder: Path) -> dict[str, Any]
         checked.tokenizer.save_pretrained(folder / "tokenizer")
     jobs = []
     for part in parts:
-        (folder / part.key).write_text(
-            "".join(json.dumps(row, default=str) + "\n" for row in part.rows), encoding="utf-8"
-        )
-        jobs.append({"entry": _plain(checked.named(part.key)), "rows": str(folder / part.key)})
+        for path, rows in ((folder / part.key, part.rows), (folder / f"{part.key}.blank", part.blank[0])):
+            path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
+            jobs.append({"entry": _plain(checked.named(part.key)), "rows": str(path)})
     return {
         "at": str(checked.given.anchor),
         "config": _plain(checked.config),
@@ -159,10 +158,11 @@ def _types(checked: CheckedRun, unknown: dict[str, str]) -> None:
 
 def _take_examples(checked: CheckedRun, part: Part, folder: Path, problems: dict[str, str]) -> None:
     """The tokenized rows of one data set, or why Axolotl has none."""
-    problem = problems.get(str(folder / part.key))
+    path = folder / part.key
+    problem = problems.get(str(path))
     if problem is None:
-        text = (folder / f"{part.key}.tokens").read_text(encoding="utf-8")
-        part.examples = [json.loads(line) for line in text.splitlines()]
+        part.examples = _examples(path)
+        part.blank_examples = [] if f"{path}.blank" in problems else _examples(Path(f"{path}.blank"))
     elif part.made_up or any(one.key == f"{part.key}.type" for one in checked.report.findings):
         checked.report.skip(f"{part.key} prompt", f"Axolotl cannot tokenize the rows ({problem})")
     else:
@@ -173,6 +173,11 @@ def _take_examples(checked: CheckedRun, part: Part, folder: Path, problems: dict
             "rows as the type expects them",
             "take the type that fits the rows, or change their columns",
         )
+
+
+def _examples(path: Path) -> list[dict[str, list[int]]]:
+    lines = Path(f"{path}.tokens").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _refused(checked: CheckedRun, refused: list[dict[str, Any]]) -> None:

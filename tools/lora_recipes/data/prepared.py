@@ -1,21 +1,18 @@
-"""Axolotl's prepared rows: apart from those that stock Axolotl prepared, and whole."""
+"""Axolotl's prepared rows: those whose writing was cut off are removed before Axolotl reads them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 from lora_recipes.support import files
 
-FOLDER = "special-tokens-as-text"
-"""Below dataset_prepared_path: Axolotl's own cache does not know that prompts.as_text was used."""
-
-_DEFAULT, _LOCK = "last_run_prepared", "datasets_prep.lock"
-"""Of axolotl 0.19, common/const.py and utils/data/lock.py."""
-
-
-def folder(given: object) -> Path:
-    """Where rows are prepared for a run file's dataset_prepared_path."""
-    return Path(str(given or _DEFAULT)) / FOLDER
+DEFAULT = "last_run_prepared"
+"""Where Axolotl 0.19 prepares rows without a dataset_prepared_path (common/const.py)."""
+_LOCK = "datasets_prep.lock"
+"""The lock of axolotl 0.19, utils/data/lock.py."""
+_NAME = re.compile("[0-9a-f]{32}")
+"""A folder of prepared rows is named by the MD5 hash of its settings; others in the same place are not Axolotl's."""
 
 
 def remove_unfinished(prepared: Path) -> None:
@@ -29,7 +26,7 @@ def remove_unfinished(prepared: Path) -> None:
         return
     with files.as_click_errors(prepared), FileLock(prepared / _LOCK):
         for rows in prepared.iterdir():
-            if rows.is_dir() and not _is_whole(rows):
+            if rows.is_dir() and _NAME.fullmatch(rows.name) and not _is_whole(rows):
                 shutil.rmtree(rows)
 
 

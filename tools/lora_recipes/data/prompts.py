@@ -5,7 +5,6 @@ the prompt text; the answer follows and is closed by the tokenizer's end token. 
 answer are tokenized apart, so that the prompt at evaluation is the same tokens as in training.
 """
 
-import functools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,6 @@ from lora_recipes.config.runfile import RunFile
 
 IGNORED = -100
 """The label of a token without loss, as in torch's cross-entropy."""
-
-_BREAK = "\u200b"
 
 _DEFAULTS = {  # of axolotl 0.19, prompt_strategies/user_defined.py
     "system_prompt": "",
@@ -85,32 +82,6 @@ def prompt_format(run: RunFile, index: int = 0, key: str = "datasets") -> Prompt
     return PromptFormat(**{**_DEFAULTS, **known})
 
 
-def as_text(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """The row with each special token in its texts broken by a zero-width space after its first character.
-
-    What a user wrote cannot end a turn or begin one: special tokens come from the run file's formats and the chat
-    template alone. A text without them stays as it is.
-    """
-    pattern = _special_tokens(tuple(sorted(_specials(tokenizer))))
-    if pattern is None:
-        return row
-    return {
-        name: pattern.sub(lambda found: found[0][0] + _BREAK + found[0][1:], value) if isinstance(value, str) else value
-        for name, value in row.items()
-    }
-
-
-def _specials(tokenizer: Any) -> set[str]:
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-
-
-@functools.lru_cache(maxsize=8)
-def _special_tokens(tokens: tuple[str, ...]) -> "re.Pattern[str] | None":
-    longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
 def prompt_ids(tokenizer: Any, text: str) -> list[int]:
     """The token ids of a prompt, without an end token."""
     return list(tokenizer(text)["input_ids"])
@@ -138,7 +109,6 @@ def examples(
     """As `example`, all rows at once: the tokenizer works on them in parallel."""
     if not rows:
         return []
-    rows = [as_text(tokenizer, row) for row in rows]
     asked = tokenizer([fmt.prompt(row) for row in rows])["input_ids"]
     answers = tokenizer([row[fmt.field_output] for row in rows])["input_ids"]
     made = []
@@ -156,8 +126,19 @@ def chat_prompt(
 
     `template_kwargs` is the run file's chat_template_kwargs: what the template takes beside the turns.
     """
-    row = as_text(tokenizer, row)
     if not getattr(tokenizer, "chat_template", None):
         return fmt.prompt(row)
     options = {"tokenize": False, "add_generation_prompt": True, **(template_kwargs or {})}
     return str(tokenizer.apply_chat_template(fmt.messages(row), **options))
+
+
+def asked_ids(
+    tokenizer: Any, fmt: PromptFormat, row: dict[str, Any], template_kwargs: dict[str, Any] | None = None
+) -> list[int]:
+    """The prompt at evaluation as token ids. Raises what the chat template raises."""
+    return text_ids(tokenizer, chat_prompt(tokenizer, fmt, row, template_kwargs))
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of what chat_prompt gives: a chat template writes the begin token itself where there is one."""
+    return list(tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"])

@@ -34,35 +34,25 @@ def load(run: RunFile, tokenizer: Any, split: str) -> tuple[list[Question], str]
     reference projects): the second value shows the first row in which the tokens differ.
     Raises click.ClickException for rows that cannot be read and a template that refuses the prompt.
     """
+    import jinja2
+
     found: list[Question] = []
-    disparity = ""
+    mismatch = ""
     for part, fmt in rows.load_parts(run, split):
         for row in part:
-            ids = _asked(run, tokenizer, fmt, row)
-            text = prompts.as_text(tokenizer, row)
-            trained = prompts.prompt_ids(tokenizer, fmt.prompt(text))
-            if ids != trained and not disparity:
-                disparity = f"asked {tokenizer.decode(ids)!r}, trained {tokenizer.decode(trained)!r}"
-            reference_ids = prompts.answer_ids(tokenizer, text[fmt.field_output])
+            try:
+                ids = prompts.asked_ids(tokenizer, fmt, row, run.config.get("chat_template_kwargs"))
+            except jinja2.TemplateError as error:
+                words = f"the model's chat template refuses the prompt: {error}; change the prompt."
+                raise run.error("datasets.0.type", words) from None
+            trained = prompts.prompt_ids(tokenizer, fmt.prompt(row))
+            if ids != trained and not mismatch:
+                mismatch = f"asked {tokenizer.decode(ids)!r}, trained {tokenizer.decode(trained)!r}"
+            reference_ids = prompts.answer_ids(tokenizer, row[fmt.field_output])
             found.append(Question(len(found), row[fmt.field_instruction], row[fmt.field_output], ids, reference_ids))
     if not found:
         raise run.error("test_datasets", f"missing: the run file has no {split} rows; name another --split.")
-    return found, disparity
-
-
-def _asked(run: RunFile, tokenizer: Any, fmt: prompts.PromptFormat, row: dict[str, Any]) -> list[int]:
-    import jinja2
-
-    if not tokenizer.chat_template:
-        return prompts.prompt_ids(tokenizer, fmt.prompt(prompts.as_text(tokenizer, row)))
-    try:
-        text = prompts.chat_prompt(tokenizer, fmt, row, run.config.get("chat_template_kwargs"))
-    except jinja2.TemplateError as error:
-        raise run.error(
-            "datasets.0.type", f"the model's chat template refuses the prompt: {error}; change the prompt."
-        ) from None
-    # The template writes the begin token itself where the model has one.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return found, mismatch
 
 
 def end_tokens(run: RunFile, tokenizer: Any) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_recipes.data import sources
+from lora_recipes.data import sources, special_tokens
 from lora_recipes.data.similarity import normalised
 from lora_recipes.support import files
 
@@ -21,6 +21,25 @@ PARTS = ("train", "validation", "test")
 COLUMNS = ("question", "answer")
 RECORD = "build.json"
 _EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What is done with special tokens of a model inside rows: `escape` them, or `drop` the rows."""
+
+    done: str
+    tokenizer: Any
+
+    def __call__(self, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
+        """The rows after it, and in how many of them there were special tokens."""
+        made = [(self._escaped(asked), self._escaped(answered)) for asked, answered in pairs]
+        held = [row for row, (old, new) in enumerate(zip(pairs, made, strict=True)) if old != new]
+        if self.done == "drop":
+            made = [pair for row, pair in enumerate(pairs) if row not in set(held)]
+        return made, len(held)
+
+    def _escaped(self, text: str) -> str:
+        return special_tokens.escaped(self.tokenizer, text)
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,14 @@ def repeated(questions: Sequence[str]) -> dict[str, list[int]]:
 
 
 def consolidate(
-    names: Sequence[str], question: str, answer: str, dedupe: bool, seed: int, test: float, validation: float
+    names: Sequence[str],
+    question: str,
+    answer: str,
+    dedupe: bool,
+    seed: int,
+    test: float,
+    validation: float,
+    clean: Clean | None = None,
 ) -> Build:
     """Join the sources' rows and split them: the test rows first, then the validation rows of the rest.
 
@@ -56,6 +82,7 @@ def consolidate(
         asked = sources.texts(data, question, name, "choose a column with --question")
         pairs += zip(asked, sources.texts(data, answer, name, "choose a column with --answer"), strict=True)
         counts.append({"name": name, "rows": len(data)})
+    pairs, held = clean(pairs) if clean else (pairs, 0)
     twice = repeated([asked for asked, _ in pairs])
     removed = {row for rows in twice.values() for row in rows[1:]} if dedupe else set()
     kept = [pair for row, pair in enumerate(pairs) if row not in removed]
@@ -75,6 +102,8 @@ def consolidate(
         "removed": len(removed),
         "empty": sum(not (asked.strip() and answered.strip()) for asked, answered in kept),
     }
+    if clean:
+        record["special tokens"] = {"done": clean.done, "of": clean.tokenizer.name_or_path, "rows": held}
     return Build(parts, record)
 
 
@@ -98,6 +127,18 @@ def _across(parts: "dict[str, Dataset]") -> set[str]:
         across |= asked & seen
         seen |= asked
     return across
+
+
+def rows_of_build(folder: Path) -> dict[str, int]:
+    """The files of the splits that a build wrote, each with its number of rows.
+
+    Raises click.ClickException for a folder that lacks one, or the build's record.
+    """
+    names = [f"{part}.jsonl" for part in PARTS]
+    for name in (RECORD, *names):
+        if not (folder / name).is_file():
+            raise click.ClickException(f"{folder} has no {name}; write it with `tools/data.py build`.")
+    return {name: files.read_text(folder / name).count("\n") for name in names}
 
 
 def write(build: Build, output: Path) -> None:

@@ -33,7 +33,7 @@ class System:
     hashes: dict[int, str]
     """Of all rows of the split, also of those beyond a limit."""
     settings: dict[str, Any]
-    disparity: str
+    prompt_mismatch: str
     answered: int = 0
     """Questions answered by this process; the others were answered before."""
     batch_size: int | None = None
@@ -84,7 +84,7 @@ def choose(runs: list[RunFile], base: bool, adapter: Path | None) -> list[tuple[
 def prepare(run: RunFile, adapter: Path | None, split: str, limit: int | None, max_new_tokens: int) -> System:
     """Read and tokenize the questions; warn when they are not asked as they were trained."""
     tokenizer = loading.load_tokenizer(run)
-    found, disparity = questions.load(run, tokenizer, split)
+    found, prompt_mismatch = questions.load(run, tokenizer, split)
     model, dtype, four_bit, attention = _loads(run, adapter)
     settings = {
         "base_model": questions.model_identity(model),
@@ -98,11 +98,11 @@ def prepare(run: RunFile, adapter: Path | None, split: str, limit: int | None, m
         "end_tokens": questions.end_tokens(run, tokenizer),
     }
     hashes = questions.hashes(settings, found)
-    system = System(run, adapter, split, tokenizer, found[:limit], hashes, settings, disparity)
-    if disparity:
+    system = System(run, adapter, split, tokenizer, found[:limit], hashes, settings, prompt_mismatch)
+    if prompt_mismatch:
         click.secho(
             f"WARNING: {run.name}: {system.name} is asked another prompt than the run file trains on, so the scores "
-            f"say little about the training: {disparity}. Mend system_format and no_input_format.",
+            f"say little about the training: {prompt_mismatch}. Mend system_format and no_input_format.",
             fg="red",
             err=True,
         )

@@ -20,7 +20,7 @@ def sections(systems: list[System], scorer: Scorer, watch: Stopwatch, **more: An
             watch,
             split=system.split,
             rows=len(system.asked),
-            prompt_parity=not system.disparity,
+            prompt_parity=not system.prompt_mismatch,
             settings=system.settings,
             scoring=scorer.settings,
             scores=system.scores,
