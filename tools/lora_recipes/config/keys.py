@@ -48,29 +48,30 @@ def known_to(plugins: Any) -> tuple[dict[str, Any], bool]:
 
 def known_type(path: yamlfile.Path) -> Any:
     """The type of a key as Axolotl's schema has it; None where there is no such key."""
-    node: Any = schema()
-    for part in path:
-        if isinstance(part, int):
-            continue
-        if isinstance(node, str):
-            return "any" if "dict" in node or "any" in node else None
-        if part not in node:
-            return None
-        node = node[part]
-    return node
+    node, unknown = _walk(path)
+    return None if unknown else node
 
 
 def nearest_key(path: yamlfile.Path) -> str:
+    """', did you mean …?' for a path whose key Axolotl does not have; '.' where none is near."""
+    node, unknown = _walk(path)
+    near = nearest(str(unknown[-1]), [key for key in node if key]) if unknown and isinstance(node, dict) else ""
+    above = yamlfile.dotted(unknown[:-1])
+    return near.replace("did you mean '", f"did you mean '{above}{'.' if above else ''}") or "."
+
+
+def _walk(path: yamlfile.Path) -> tuple[Any, yamlfile.Path]:
+    """The schema at a path, and () where the path is in it; else the schema above the first key that it lacks."""
     node: Any = schema()
-    for n, part in enumerate(path):
+    for n, part in enumerate(path, 1):
         if isinstance(part, int):
             continue
-        if not isinstance(node, dict) or part not in node:
-            near = nearest(str(part), [k for k in node if k] if isinstance(node, dict) else [])
-            prefix = yamlfile.dotted(path[:n])
-            return near.replace("did you mean '", f"did you mean '{prefix}{'.' if prefix else ''}") or "."
+        if isinstance(node, str):
+            return ("any", ()) if "dict" in node or "any" in node else (node, path[:n])
+        if part not in node:
+            return node, path[:n]
         node = node[part]
-    return "."
+    return node, ()
 
 
 def typed(key: str, text: str, types: Any) -> Any:

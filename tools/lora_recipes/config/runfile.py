@@ -77,11 +77,6 @@ class RunFile:
         return int(self.config.get("sequence_len") or 512)
 
     @property
-    def adapter_kind(self) -> str:
-        """`lora` or `qlora`; '' without an adapter."""
-        return str(self.config.get("adapter") or "")
-
-    @property
     def four_bit(self) -> bool:
         """Whether the base weights are stored in 4 bit."""
         return bool(self.config.get("load_in_4bit"))

@@ -32,30 +32,30 @@ _UNFINISHED = ".unfinished"
 
 @contextlib.contextmanager
 def as_click_errors(what: Path | str) -> Iterator[None]:
-    """Say an operating-system error in one sentence with its remedy."""
+    """Turn an operating-system error into a click.ClickException: one sentence with its remedy."""
     try:
         yield
     except Exception as error:
         if said := sentence(error, what):
             raise said from None
         if isinstance(error, OSError):
-            raise click.ClickException(
-                f"{error.filename or what}: cannot be written: {error.strerror}; choose another path and run the same "
-                "command again."
-            ) from None
+            raise _cannot_be_written(error, what, "choose another path") from None
         raise
 
 
 def sentence(error: BaseException, what: Path | str) -> click.ClickException | None:
-    """An error of a disk that is full or must not be written, as the operating system or a library says it."""
-    if isinstance(error, OSError) and error.errno in _REMEDIES:
-        return click.ClickException(
-            f"{error.filename or what}: cannot be written: {error.strerror}; {_REMEDIES[error.errno]} and run the same "
-            "command again."
-        )
-    if not isinstance(error, OSError) and any(words in str(error) for words in _FULL):
+    """A full disk, or one that must not be written, as the operating system or a library reports it."""
+    if isinstance(error, OSError):
+        return _cannot_be_written(error, what, _REMEDIES[error.errno]) if error.errno in _REMEDIES else None
+    if any(words in str(error) for words in _FULL):
         return click.ClickException(f"{what}: the disk is full; free some space and run the same command again.")
     return None
+
+
+def _cannot_be_written(error: OSError, what: Path | str, remedy: str) -> click.ClickException:
+    return click.ClickException(
+        f"{error.filename or what}: cannot be written: {error.strerror}; {remedy} and run the same command again."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -103,6 +103,12 @@ class Settings(BaseModel):
     plugins: list[Annotated[str, AfterValidator(_own)]] = []
 
 
+_SAME = {
+    *("learning_rate", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "seed"),
+    *("gradient_accumulation_steps", "gradient_checkpointing", "save_total_limit"),
+}
+"""Keys that have the same name and meaning among transformers' TrainingArguments."""
+
 _MESSAGES = {
     "extra_forbidden": "the plain trainer does not support this key; delete it or train with Axolotl.",
     "literal_error": "the plain trainer supports {expected} only, not {input!r}; train it with Axolotl.",
@@ -156,21 +162,12 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
             max_steps=given.max_steps or -1,
             per_device_train_batch_size=given.micro_batch_size,
             per_device_eval_batch_size=given.eval_batch_size or given.micro_batch_size,
-            gradient_accumulation_steps=given.gradient_accumulation_steps,
-            learning_rate=given.learning_rate,
             optim=given.optimizer,
-            adam_beta1=given.adam_beta1,
-            adam_beta2=given.adam_beta2,
-            adam_epsilon=given.adam_epsilon,
             lr_scheduler_type=given.lr_scheduler,
             warmup_steps=values.warmup_steps(steps, given.warmup_steps, given.warmup_ratio),
-            weight_decay=given.weight_decay,
-            max_grad_norm=given.max_grad_norm,
-            seed=given.seed,
             bf16=bf16,
             fp16=fp16,
             tf32=given.tf32 or None,
-            gradient_checkpointing=given.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
             deepspeed=run.deepspeed or None,
             use_cpu=processes.on_cpu() and not run.deepspeed,
@@ -185,6 +182,7 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
             disable_tqdm=True,
             dataloader_pin_memory=not processes.on_cpu(),
             ddp_find_unused_parameters=False,
+            **given.model_dump(include=_SAME),
             **_saving(given),
             **(_evaluating(given) if validated else {"eval_strategy": "no"}),
         )
@@ -196,8 +194,7 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
 
 def _saving(given: Settings) -> dict[str, Any]:
     steps = 1.0 / (given.saves_per_epoch * given.num_epochs) if given.saves_per_epoch else given.save_steps
-    strategy = {"save_strategy": "steps", "save_steps": steps} if steps else {"save_strategy": given.save_strategy}
-    return strategy | {"save_total_limit": given.save_total_limit}
+    return {"save_strategy": "steps", "save_steps": steps} if steps else {"save_strategy": given.save_strategy}
 
 
 def _evaluating(given: Settings) -> dict[str, Any]:
