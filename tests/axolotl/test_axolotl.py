@@ -247,16 +247,19 @@ def test_a_run_ended_in_the_middle_is_finished_by_the_same_command(rows, tmp_pat
     assert history == [40, 40]
 
 
-def test_a_launcher_that_is_killed_takes_its_trainers_with_it(rows, tmp_path):
-    path = write(folder := tmp_path / "killed", rows)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_launcher_that_is_ended_takes_its_trainers_with_it_and_they_save(rows, tmp_path, number):
+    path = write(folder := tmp_path / "ended", rows)
     command = [BIN / "axolotl", "train", path, "--launcher", "torchrun", "--", "--nproc-per-node=1"]
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with open(tmp_path / "said", "w") as said:
+        running = subprocess.Popen(command, stderr=said, stdout=subprocess.DEVNULL)
     assert wait_for(lambda: list(folder.glob("checkpoint-*/trainer_state.json")), 400)
     below = [process.pid for process in psutil.Process(running.pid).children(recursive=True)]
-    os.kill(running.pid, signal.SIGKILL)  # the command alone: what it started has to end with it
-    running.wait()
+    os.kill(running.pid, number)  # the command alone: what it started has to end with it
+    assert running.wait() != 0
     assert below and wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 100)
-    assert not (folder / "result.json").exists(), "killed too late to show anything"
+    assert not (folder / "result.json").exists(), "ended too late to show anything"
+    assert "is saved in" in (tmp_path / "said").read_text()
 
 
 def test_a_key_given_as_an_option_is_kept_with_the_run_file(rows, tmp_path, axolotl_libraries):

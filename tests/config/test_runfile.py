@@ -1,6 +1,7 @@
 """Run files are read strictly, and kept whole beside their outputs."""
 
 import io
+import os
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from lora_recipes import ROOT
 from lora_recipes.axolotl import command
 from lora_recipes.config import runfile, yamlfile
 from lora_recipes.rendering import render
+from lora_recipes.support import files, processes
 
 import click
 import pytest
@@ -114,6 +116,8 @@ def test_axolotl_train_takes_a_path_or_stdin_and_keeps_all_other_arguments(sourc
     call = command.train_call(args)
     assert (call.source, call.settings, call.overwrite) == (source, {"learning_rate": "1e-4"}, True)
     assert call.launched and not command.train_call(["train", source]).launched
+    assert not command.train_call(["train", source, "--launcher", "python"]).launched  # trains in this very process
+    assert command.train_call(["train", source, "--", "--num_processes=2"]).launched
     args = command.with_path(call.args, call.source, "kept.yaml")
     assert args == ["train", "--launcher", "torchrun", "kept.yaml", "--learning-rate", "1e-4", "--", "--nproc=2", "-"]
 
@@ -134,6 +138,19 @@ def test_overwrite_is_ours_and_not_given_on_to_axolotl():
     assert own and args == ["train", "-", "--", "--overwrite"]
     args = ["train", "-", "--", "--overwrite"]
     assert command.without_overwrite(args) == (False, args)
+
+
+def test_a_launcher_holds_the_folder_and_its_trainers_know_it(monkeypatch, tmp_path):
+    for name in (processes.LAUNCHER, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        monkeypatch.setenv(name, "restored after the test")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["axolotl"])
+    monkeypatch.setattr(command, "_axolotl_quietly", lambda: None)
+    with files.locked(tmp_path / "out") as claim:
+        command._launch(["train", "run.yaml", "--launcher", "torchrun"], claim)
+        assert os.get_inheritable(claim)  # what replaces this process has it open
+    assert os.environ[processes.LAUNCHER] == str(os.getpid())
+    assert os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "120"
 
 
 def test_accelerate_s_launcher_adds_no_traceback():

@@ -53,7 +53,7 @@ class TrainCall:
     """Keys of the run file that are given as options, by name."""
     overwrite: bool
     launched: bool
-    """A launcher, or arguments for one, are given."""
+    """A launcher that starts other processes, or arguments for one, are given."""
 
 
 def train_call(args: list[str]) -> TrainCall | None:
@@ -73,8 +73,8 @@ def train_call(args: list[str]) -> TrainCall | None:
     source = given.pop("config", None)
     if source not in _own(args) or {"sweep", "cloud", "use_ray"} & set(given):
         return None
-    launched = given.pop("launcher", None) is not None or bool(more) or "num_processes" in given
-    return TrainCall(args, str(source), given, overwrite, launched)
+    launcher = given.pop("launcher", "accelerate" if more or "num_processes" in given else None)
+    return TrainCall(args, str(source), given, overwrite, launcher not in (None, "python"))
 
 
 def read(source: str, settings: dict[str, Any] | None = None) -> runfile.RunFile:
