@@ -98,7 +98,7 @@ def typed(key: str, text: str, types: Any) -> Any:
 
 
 def problems(document: yamlfile.Document, path: yamlfile.Path, node: Any, known: Any) -> Iterator[yamlfile.Problem]:
-    """Keys and types that Axolotl's schema has not: it drops unknown keys in silence."""
+    """Unknown keys, which Axolotl drops in silence, and values of wrong types, at any depth."""
     if isinstance(node, list) and isinstance(known, dict):
         for index, item in enumerate(node):
             here = (*path, index)

@@ -1,4 +1,4 @@
-"""The run file: plain Axolotl YAML, the one thing that passes between the tools."""
+"""The run file: plain Axolotl YAML, which every tool reads."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ KEPT = "run.yaml"
 """The name of the run file as trained, beside the outputs."""
 
 NEEDED = ("base_model", "datasets", "output_dir")
-"""The keys without which there is nothing to do, or no place for what is done."""
+"""The keys that every run file has to have."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class RunFile:
 
     @property
     def sha256(self) -> str:
-        """Of the meaning of the file: comments and layout do not count."""
+        """A hash of the values: comments and layout do not count."""
         plain = yaml.safe_dump(self.config, sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()
 
@@ -210,10 +210,10 @@ class RunFile:
         return files.locked(self.output_dir, busy=f"{self.output_dir}: another process trains into it; {remedy}.")
 
     def keep(self, plugins: Sequence[str] = ()) -> Path:
-        """Write the file beside its outputs, with paths that hold in any working directory, and plugins added.
+        """Write the file beside its outputs, with absolute paths and more plugins.
 
-        Raises click.ClickException when the folder holds what another run file trained: Axolotl would resume
-        from its checkpoints and train something that neither file describes, or write over its adapter.
+        Raises click.ClickException when the folder holds what another run file trained: Axolotl would resume from its
+        checkpoints and train something that neither file describes, or write over its adapter.
         """
         config = values.absolute(self.config, self.anchor)
         if plugins:
@@ -259,7 +259,7 @@ def _parsed(name: str, text: str) -> yamlfile.Document:
 
 
 def _require_no_secret(name: str, text: str) -> None:
-    """A run file is kept beside the outputs, noted in results, and printed in Axolotl's model card."""
+    """Refuse secrets: a run file is copied beside the outputs, into results and into Axolotl's model card."""
     for number, line in enumerate(text.splitlines(), 1):
         for kind, _ in scrubbing.secrets_in(line):
             raise click.ClickException(

@@ -1,4 +1,4 @@
-"""Tokens, keys and passwords in a text: to be found, and never to be repeated."""
+"""Finding tokens, keys and passwords in a text, so that no message repeats them."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def secrets_in(text: str) -> Iterator[tuple[str, str]]:
 
 
 def scrubbed(text: str) -> str:
-    """The text with a … in place of each token-like part, for messages that quote what a user wrote."""
+    """The text with … in place of each secret, for messages that quote what a user wrote."""
     for _, secret in list(secrets_in(text)):
         text = text.replace(secret, "…")
     return text

@@ -60,7 +60,7 @@ def zero_stage(settings: dict[str, Any]) -> int:
 
 
 def _local_inputs(config: dict[str, Any]) -> list[str]:
-    """The relative paths that a run file may read: only those that look like, or are, local ones."""
+    """The relative paths that a run file may read."""
     inputs = [config.get("base_model"), config.get("deepspeed")]
     for key in ("datasets", "test_datasets"):
         entries = config.get(key) if isinstance(config.get(key), list) else []
@@ -91,8 +91,10 @@ def is_module(module: str, folder: Path) -> bool:
 
 
 def anchor_of(config: dict[str, Any]) -> Path:
-    """Where relative paths count from: the working directory, as for Axolotl itself, unless files
-    that the run file names are only in this checkout (`cd elsewhere && … | axolotl train -`)."""
+    """The folder of relative paths: the working directory, as for Axolotl, or this checkout where only it has them.
+
+    So a rendered run file can be trained from elsewhere: `cd elsewhere && … | axolotl train -`.
+    """
     here = Path.cwd()
     inputs = _local_inputs(config)
     inside = [value for value in inputs if ".." not in Path(value).parts]  # what lies beside the checkout is not ours

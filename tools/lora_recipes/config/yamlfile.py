@@ -1,7 +1,7 @@
 """Strict YAML in, readable YAML out.
 
-PyYAML accepts a key twice (the last wins) and reads ``1e-4`` as text. Both have trained the wrong
-thing for somebody, so both are errors here, and every key knows its line and its comment.
+PyYAML accepts a key twice (the last wins) and reads ``1e-4`` as text. Both have made people train the wrong thing, so
+both are errors here. Every key has its line and its comment.
 """
 
 import re
@@ -21,7 +21,7 @@ _DEPTH = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that YAML accepts and that trains another thing than was meant."""
+    """A mistake that YAML accepts."""
 
     kind: str
     """`duplicate-key`, `text-number`, `unknown-key` or `wrong-type`."""
@@ -45,7 +45,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def line(self, path: Path) -> int:
-        """The line of a key, or of the nearest one above it that the file has."""
+        """The line of a key, or of the nearest enclosing one in the file."""
         return next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), 1)
 
     def error(self, path: Path, message: str) -> click.ClickException:
@@ -54,7 +54,7 @@ class Document:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which what an anchor repeats is repeated: a change of one place stays there."""
+    """A copy in which aliases are copies of their anchor: changing one leaves the others."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
@@ -76,10 +76,9 @@ def load(text: str, name: str) -> Document:
 
 
 def read(text: str, name: str) -> Document:
-    """Read one YAML mapping and note duplicate keys and numbers that YAML 1.1 reads as text.
+    """Read one YAML mapping; duplicate keys and numbers that YAML 1.1 reads as text are among its problems.
 
-    Raises click.ClickException, naming the line, for invalid YAML, an empty document and a document
-    that is no mapping.
+    Raises click.ClickException, naming the line, for invalid YAML and a document that is empty or no mapping.
     """
     document = Document(name, {})
     try:
@@ -139,7 +138,7 @@ def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
 
 
 def scalar(value: Any) -> str:
-    """One value as YAML on one line, read back as the same value by YAML 1.1 and 1.2 alike."""
+    """One value as YAML on one line, which YAML 1.1 and 1.2 read back as the same value."""
     text = yaml.safe_dump(value, width=10**9, allow_unicode=True, default_flow_style=True, sort_keys=False)
     text = text.removesuffix("...\n").strip("\n")
     if isinstance(value, str) and (text[:1] == "'" or not value.isprintable() or _TEXT_NUMBER.fullmatch(value)):
@@ -174,7 +173,7 @@ def _item(item: Any, comments: dict[Path, str], path: Path, indent: int) -> str:
 
 
 def _in_flow(item: Any) -> str:
-    """Inside [ ], a plain text with a comma or a bracket would fall apart: dump it in a list."""
+    """An item of a flow list, quoted where a comma or a bracket in it would split it."""
     text = yaml.safe_dump([item], width=10**9, allow_unicode=True, default_flow_style=True).strip()[1:-1]
     plain = isinstance(item, str) and (text[:1] == "'" or not item.isprintable() or _TEXT_NUMBER.fullmatch(item))
     return scalar(item) if plain and scalar(item)[:1] == '"' else text

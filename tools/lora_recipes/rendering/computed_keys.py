@@ -1,4 +1,4 @@
-"""What follows from a recipe and a variant: the share of each step in the global batch, and where outputs go."""
+"""Keys that are computed from a recipe and a variant: accumulation, the data cache, the output folder."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ import click
 
 
 def derive(made: Rendered) -> None:
-    """What follows from the rest: the share of each step in the global batch, and where outputs go."""
+    """Add the keys that follow from the others, where the recipe does not set them."""
     run = made.run
     if "gradient_accumulation_steps" not in made.set_keys and "gradient_accumulation_steps" not in run:
         _share_batch(made)
@@ -27,7 +27,7 @@ def derive(made: Rendered) -> None:
 
 
 def _share_batch(made: Rendered) -> None:
-    """Micro batch and accumulation that make the global batch; several GPUs may need a smaller micro batch."""
+    """Set the accumulation that makes the global batch; several GPUs may need a smaller micro batch."""
     run, facts = made.run, made.facts
     gpus, batch = facts["gpus"], facts["global_batch"]
     micro = 1 if run.get("micro_batch_size") is None else run["micro_batch_size"]
@@ -48,7 +48,7 @@ def _share_batch(made: Rendered) -> None:
 
 
 def data_digest(run: dict[str, Any], root: Path = ROOT) -> str:
-    """Eight hex digits over the content of the local data files; empty when all data are on the Hub."""
+    """Eight hex digits of a hash of the local data files; '' when all data are on the Hub."""
     digest = hashlib.sha256()
     found = False
     for entry in [*(run.get("datasets") or []), *(run.get("test_datasets") or [])]:

@@ -1,7 +1,7 @@
-"""Peak device memory of training an adapter, from the dimensions of its base model: the headers' hardware lines.
+"""Peak device memory of training an adapter, estimated from the base model's dimensions for the headers.
 
-An upper estimate: rows padded to the longest, no fused kernels. What a layer keeps for the backward pass was counted
-from the tensors that autograd saves, and is held against them in tests/rendering/test_memory_model.py.
+An upper estimate, with rows padded to the longest and no fused kernels. What a layer keeps for the backward pass was
+counted from the tensors that autograd saves; tests/rendering/test_memory_model.py compares the two.
 """
 
 import functools
@@ -57,10 +57,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a training step needs on each device, in bytes; the device's own overhead is not in it."""
+    """What a training step needs on each device in bytes, without the device's own overhead."""
 
     fixed: float
-    """Whatever the rows are."""
+    """Independent of the rows."""
     token: float
     """For each token of a micro batch, padding included."""
 
@@ -79,7 +79,7 @@ def models() -> dict[str, Model]:
 
 
 def estimate(run: dict[str, Any], model: Model, gpus: int = 1, chunked: bool = False) -> Memory:
-    """The memory that a run file's keys need on each of the GPUs; chunked: logits as in tools/train.py."""
+    """The memory that a run file needs on each GPU; chunked: with logits in chunks, as in tools/train.py."""
     size = 2 if run.get("bf16") or run.get("fp16") else 4
     adapted = _adapted(run, model)
     weights = model.inner * (_FOUR_BIT if run.get("load_in_4bit") else size) + model.outer * size
@@ -102,7 +102,7 @@ def estimate(run: dict[str, Any], model: Model, gpus: int = 1, chunked: bool = F
 
 
 def _adapted(run: dict[str, Any], model: Model) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of the linear modules that get an adapter; of all of them where a pattern says which."""
+    """Inputs and outputs of the linear modules that get an adapter; all of them where a pattern selects them."""
     targets = run.get("lora_target_modules")
     if run.get("lora_target_linear") or not isinstance(targets, list):
         targets = list(model.linear)
@@ -145,9 +145,9 @@ _LONG = 3
 
 
 def hardware(made: Rendered, plain: bool = False) -> list[str]:
-    """The hardware on which a run file trains, in words, a line or two; plain: tools/train.py takes the file as well.
+    """The hardware that a run file needs, in one line or two; plain: tools/train.py takes the file as well.
 
-    The recipe's own words for a CPU, and where the dimensions of the base model are not known.
+    These are the recipe's own words for a CPU, and where the base model's dimensions are not known.
     """
     run, facts = made.run, made.facts
     model = models().get(str(run.get("base_model")))
@@ -172,7 +172,7 @@ def hardware(made: Rendered, plain: bool = False) -> list[str]:
 
 
 def _rows(memory: Memory, card: int | None, gpus: int, micro: int, row: int, limit: int) -> str:
-    """Which card, and up to which rows."""
+    """The card, and the longest rows that fit on it."""
     what = f"{micro} rows a pass" if micro > 1 else "one row a pass"
     where = f"{gpus} GPUs with {card or 'over 80'} GB each" if gpus > 1 else f"one GPU with {card or 'over 80'} GB"
     if card is None:

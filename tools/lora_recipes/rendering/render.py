@@ -45,7 +45,7 @@ def usual() -> list[str]:
 def checked_in(recipe: str) -> tuple[str, ...]:
     """The variants of a recipe that are kept under recipes/.
 
-    Raises click.UsageError for a variant of the recipe's own list that is none or makes no sense.
+    Raises click.UsageError for an unknown or senseless variant in the recipe's own list.
     """
     own = ingredients.load_recipe(recipe).facts["variants"]
     return tuple(_joined(parse_variant(name)) for name in own or usual())
@@ -62,7 +62,7 @@ def render(
     inline_deepspeed: bool = False,
     output: Path | None = None,
 ) -> str:
-    """The text of a run file; output: where it will be, for the commands of its header.
+    """The text of a run file; output: the path it will be written to, for the commands in its header.
 
     Raises click.UsageError for an unknown recipe or variant, a combination that makes no sense or
     a bad setting, and click.ClickException for a mistake in an ingredients file.
@@ -81,7 +81,7 @@ def render(
 
 
 def parse_variant(variant: str) -> list[str]:
-    """The names of the deltas, in the order in which they apply; refuses senseless combinations."""
+    """The parts of a variant in the order in which they apply. Raises click.UsageError for one that makes no sense."""
     names, known = variant.split("+"), variants()
     for name in names:
         if name not in known:
@@ -161,7 +161,7 @@ def _put(node: Any, path: yamlfile.Path, value: Any, key: str) -> None:
 
 
 def _commands(made: Rendered, settings: tuple[str, ...], output: Path | None) -> list[str]:
-    """The commands that train the run file: by its path where it has one, else rendered anew."""
+    """The commands that train the run file: from its path where it has one, else by rendering it again."""
     processes = made.facts["gpus"]
     launcher = f" --launcher torchrun -- --nproc-per-node={processes}" if processes > 1 else ""
     own = made.source != f"templates/recipes/{made.name}.yaml"
@@ -177,7 +177,7 @@ def _commands(made: Rendered, settings: tuple[str, ...], output: Path | None) ->
 
 
 def _quoted(word: str) -> str:
-    """A word of a shell command, on one line."""
+    """A word quoted for a shell, on one line."""
     if word.isprintable():
         return shlex.quote(word)
     escaped = word.replace("\\", "\\\\").replace("'", "\\'")
