@@ -48,9 +48,9 @@ def main(run: str, as_json: bool, row: int | None, model_dir: Path | None, gpus:
         raise SystemExit(1) from None
     _show(checked.report, as_json)
     if row:
-        from lora_recipes.check import view
+        from lora_recipes.check import masks
 
-        click.echo("\n" + view.row(checked, training, row), err=as_json)
+        click.echo("\n" + masks.shown_row(checked, training, row), err=as_json)
     raise SystemExit(checked.report.failed)
 
 

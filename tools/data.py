@@ -81,9 +81,9 @@ def _say(record: dict[str, Any], dedupe: bool) -> None:
         click.echo(found + ("; removed" if dedupe else across), err=True)
         for example in repeated["examples"]:
             click.echo(f"  repeated: {_short(example)}", err=True)
-    if found := record.get("special tokens"):
-        done = "dropped" if found["done"] == "drop" else "escaped"
-        click.echo(f"special tokens in {_many(found['rows'], 'row')}: {done}", err=True)
+    if cleaned := record.get("special tokens"):
+        done = "dropped" if cleaned["done"] == "drop" else "escaped"
+        click.echo(f"special tokens in {_many(cleaned['rows'], 'row')}: {done}", err=True)
     if record["empty"]:
         click.echo(f"{_many(record['empty'], 'row')} without a question or an answer: training refuses them", err=True)
 

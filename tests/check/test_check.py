@@ -82,7 +82,7 @@ def test_our_recipes_have_no_error_and_their_targets_prompt_and_masks_were_check
     report = checked(ROOT / "recipes" / recipe / f"{variant}.yaml", recipe)
     assert not errors(report), list(report.as_text())
     assert all(one["modules"] for one in report.facts["target_modules"]["by_name"].values())
-    assert report.facts["masks"]["endless"] == 0 and report.facts["axolotl"] is True
+    assert report.facts["masks"]["rows_without_eos"] == 0 and report.facts["axolotl"] is True
 
 
 def test_the_published_peft_runs_train_o_proj_alone_and_no_end_of_turn(checked):

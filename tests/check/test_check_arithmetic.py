@@ -5,7 +5,7 @@ import json
 from lora_recipes import ROOT
 from lora_recipes.check import arithmetic
 from lora_recipes.check import deepspeed as ds
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.support import processes
 
 import pytest

@@ -4,7 +4,7 @@ import json
 
 from lora_recipes import ROOT
 from lora_recipes.check import inputs
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.config import values
 
 import pytest

@@ -5,7 +5,7 @@ import json
 
 from lora_recipes import ROOT
 from lora_recipes.check import loading, machine, preflight, validation
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.validation import Axolotl
 from lora_recipes.config import runfile
 

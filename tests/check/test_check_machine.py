@@ -1,7 +1,7 @@
 """A key that this machine cannot follow is said before it is trained."""
 
 from lora_recipes.check import machine
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.support import processes
 
 import pytest

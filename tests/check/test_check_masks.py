@@ -1,8 +1,8 @@
 """Masks: each way in which the wrong tokens can carry loss is a finding of its own."""
 
 from lora_recipes.check import masks
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import CheckedRun
 
 import pytest
 

@@ -3,7 +3,7 @@
 import json
 
 from lora_recipes.check import secrets, structure
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.config import runfile
 from lora_recipes.results import tracking
 

@@ -1,7 +1,7 @@
 """Target modules: what a name matches, and the parameters that it adds, as PEFT counts them."""
 
 from lora_recipes.check import targets
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 
 import pytest
 

@@ -4,7 +4,7 @@ import os
 
 from lora_recipes import ROOT
 from lora_recipes.check import arithmetic, inputs, machine, secrets, traps
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.rendering import computed_keys
 
 import pytest

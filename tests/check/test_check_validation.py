@@ -1,7 +1,7 @@
 """Axolotl answers for itself: its types, and what its own validation refuses."""
 
 from lora_recipes.check import validation
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.validation import Axolotl
 
 import pytest

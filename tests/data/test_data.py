@@ -219,7 +219,7 @@ def test_special_tokens_of_a_model_are_escaped_or_their_rows_dropped(tmp_path, e
         options = ("--special-tokens", how, "--tokenizer", embedded_model, "--test", "0.1", "--validation", "0.1")
         done = call("build", source, "-o", tmp_path / how, *options)
         assert done.exit_code == 0, done.output
-        assert f"special tokens in 2 rows: {how}" in done.stderr
+        assert f"special tokens in 2 rows: {'escaped' if how == 'escape' else 'dropped'}" in done.stderr
         made = [row["question"] for path in (tmp_path / how).glob("*.jsonl") for row in read(path)]
         assert len(made) == rows and set(questions[:30]) <= set(made)
         assert not special_tokens.ids(tokenizer) & {token for text in made for token in tokenizer(text)["input_ids"]}

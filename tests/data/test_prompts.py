@@ -167,6 +167,15 @@ def test_the_run_files_chat_template_is_saved_with_the_tokenizer(alpaca, tmp_pat
     assert saved.chat_template == alpaca.config["chat_template_jinja"]
 
 
+def test_a_chat_template_in_a_file_is_read_as_axolotl_reads_it(embedded_model, run_file, tmp_path):
+    (tmp_path / "mine.jinja").write_text("Q: {{ messages[-1].content }} A: ")
+    run = runfile.load(run_file("lora", "chat_template=jinja", f"chat_template_jinja={tmp_path}/mine.jinja"))
+    tokenizer = loading.load_tokenizer(run)
+    assert prompts.chat_prompt(tokenizer, fmt_of(), PLAIN) == "Q: Name a river. A: "
+    found, _ = questions.load(run, tokenizer, "test[:1]")
+    assert tokenizer.decode(found[0].prompt_ids) == f"Q: {found[0].question} A: "
+
+
 def test_tokenizer_default_is_the_models_own_template(run, run_file):
     own = runfile.load(run_file("peft", "chat_template=tokenizer_default"))
     assert loading.load_tokenizer(own).chat_template == loading.load_tokenizer(run).chat_template

@@ -7,7 +7,7 @@ import json
 import re
 
 from lora_recipes.check import injected, parts, preflight
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.validation import Axolotl
 from lora_recipes.config import runfile, yamlfile
 from lora_recipes.data import prompts, special_tokens

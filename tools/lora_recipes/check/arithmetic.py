@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from lora_recipes.check import deepspeed
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.config import values
 
 _MANY_EPOCHS = 20

@@ -5,7 +5,7 @@ import shutil
 from typing import Any
 
 from lora_recipes.check import inputs
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.support import libraries, processes
 
 

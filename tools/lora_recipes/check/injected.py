@@ -2,8 +2,8 @@
 
 from collections import Counter
 
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import special_tokens
 
 _MEANT = ("completion", "input_output", "pretrain")

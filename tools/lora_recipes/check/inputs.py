@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_recipes import ROOT
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.config import keys, values
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
@@ -132,7 +132,7 @@ def _deepspeed_file(checked: CheckedRun) -> None:
             checked.error("deepspeed-file", "deepspeed", f"{value} holds no mapping", expected, "write it as { … }")
     except json.JSONDecodeError as error:
         found = f"{value}, line {error.lineno}, column {error.colno}: {error.msg}"
-        checked.error("deepspeed-file", "deepspeed", found, expected, "mend the JSON there")
+        checked.error("deepspeed-file", "deepspeed", found, expected, "correct the JSON there")
     except (OSError, ValueError) as error:
         found = f"{value} cannot be read ({type(error).__name__})"
         checked.error("deepspeed-file", "deepspeed", found, expected, "save it as UTF-8 text that you may read")

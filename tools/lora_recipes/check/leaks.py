@@ -3,8 +3,8 @@
 from typing import Any
 
 from lora_recipes.check import parts
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import similarity
 
 _MOST_LEAKED = 0.05

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 
 _ASKED = ("sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 """What a class of transformers says whether it has; eager all have, and others are Axolotl's own."""

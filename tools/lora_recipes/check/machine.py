@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.traps import OLD_ATTENTION
 from lora_recipes.support import processes
 

@@ -1,12 +1,14 @@
-"""Masks: which tokens carry loss, over every training row."""
+"""Masks: which tokens carry loss, over every training row and shown of one."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from lora_recipes.check import parity
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import CheckedRun
 from lora_recipes.data import prompts
+
+import click
 
 _LEAST_TRAINED = 0.01
 """The share of tokens with loss below which a run hardly learns."""
@@ -23,11 +25,11 @@ class Counts:
     trained: int = 0
     """Tokens with loss."""
     longest: int = 0
-    without: int = 0
+    rows_without_loss: int = 0
     """Rows without a trained token."""
     on_prompt: int = 0
     """Rows in which a token of the prompt is trained."""
-    endless: int = 0
+    rows_without_eos: int = 0
     """Whole rows in which the end of turn is not trained."""
     cut: int = 0
     """Rows over sequence_len."""
@@ -60,9 +62,9 @@ def _count(
     counts.tokens += len(labels)
     counts.trained += len(labels) - masked
     counts.longest = max(counts.longest, len(labels))
-    counts.without += masked == len(labels)
+    counts.rows_without_loss += masked == len(labels)
     counts.cut += cut
-    counts.endless += not cut and end not in labels[-8:]
+    counts.rows_without_eos += not cut and end not in labels[-8:]
     if length:
         counts.on_prompt += labels[:length].count(prompts.IGNORED) < length
 
@@ -73,7 +75,7 @@ def _report(checked: CheckedRun, counts: Counts, end: int | None, made_up: bool)
     if made_up:
         checked.report.fact("masks", value, f"of a made-up row: {counts.trained} of {counts.tokens} tokens are trained")
         return
-    whole = counts.rows - counts.endless - counts.cut
+    whole = counts.rows - counts.rows_without_eos - counts.cut
     checked.report.fact(
         "masks",
         value,
@@ -85,10 +87,11 @@ def _report(checked: CheckedRun, counts: Counts, end: int | None, made_up: bool)
 
 def _judge(checked: CheckedRun, counts: Counts, end: int | None) -> None:
     rows = counts.rows
-    if counts.without:
+    if counts.rows_without_loss:
         checked.error(
-            "no-trained-token", "train_on_inputs", f"{counts.without:,} of {rows:,} rows have no token with loss",
-            "an answer in every row", "look at one with --row, and mend the prompt or the rows",
+            "no-trained-token", "train_on_inputs",
+            f"{counts.rows_without_loss:,} of {rows:,} rows have no token with loss",
+            "an answer in every row", "look at one with --row, and correct the prompt or the rows",
         )  # fmt: skip
     elif counts.trained / counts.tokens < _LEAST_TRAINED:
         checked.error(
@@ -98,14 +101,14 @@ def _judge(checked: CheckedRun, counts: Counts, end: int | None) -> None:
     if counts.on_prompt and not checked.config.get("train_on_inputs"):
         checked.error(
             "prompt-trained", "train_on_inputs", f"tokens of the prompt carry loss in {counts.on_prompt:,} rows",
-            "loss on the answer only", "set train_on_inputs: true if this is meant, or mend the prompt",
+            "loss on the answer only", "set train_on_inputs: true if this is meant, or correct the prompt",
         )  # fmt: skip
-    if counts.endless and not counts.without:
+    if counts.rows_without_eos and not counts.rows_without_loss:
         token = checked.tokenizer.decode([end]) if end is not None else "an end token"
         eos = checked.tokenizer.eos_token
         checked.error(
             "end-of-turn", "special_tokens",
-            f"{token}, which ends a turn in the chat template, is not trained in {counts.endless:,} of "
+            f"{token}, which ends a turn in the chat template, is not trained in {counts.rows_without_eos:,} of "
             f"{rows - counts.cut:,} rows (the end token is {eos}): the model does not learn to stop",
             f"{token} as the last trained token of every row",
             f'set special_tokens.eos_token: "{token}", or eot_tokens: ["{token}"] with type: chat_template',
@@ -119,3 +122,26 @@ def _judge(checked: CheckedRun, counts: Counts, end: int | None) -> None:
             f"tokens and are {done}; the longest has {counts.longest:,}",
             f"at most {_MOST_CUT:.0%} of them", "raise sequence_len or shorten the rows",
         )  # fmt: skip
+
+
+def shown_row(checked: CheckedRun, training: list[Part], number: int) -> str:
+    """Row `number`, from 1, of all training rows: trained tokens green between ⟦ and ⟧, masked ones dim.
+
+    Raises click.ClickException when there is no such row.
+    """
+    examples = [example for part in training if not part.made_up for example in part.examples]
+    if not 1 <= number <= len(examples):
+        raise click.ClickException(
+            f"there is no row {number}: {len(examples)} training rows could be tokenized, counted from 1."
+        )
+    ids, labels = examples[number - 1]["input_ids"], examples[number - 1]["labels"]
+    pieces, start = [], 0
+    for at in range(1, len(ids) + 1):
+        if at == len(ids) or (labels[at] == prompts.IGNORED) != (labels[start] == prompts.IGNORED):
+            text = checked.tokenizer.decode(ids[start:at])
+            masked = labels[start] == prompts.IGNORED
+            pieces.append(click.style(text, dim=True) if masked else click.style(f"⟦{text}⟧", fg="green"))
+            start = at
+    trained = sum(label != prompts.IGNORED for label in labels)
+    head = click.style(f"row {number}: {len(ids)} tokens, {trained} of them trained (between ⟦ and ⟧)", bold=True)
+    return f"{head}\n{''.join(pieces)}"

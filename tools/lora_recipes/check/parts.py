@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.data import prompts, rows, special_tokens
 
 import click

@@ -20,8 +20,8 @@ from lora_recipes.check import (
     traps,
     validation,
 )
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.findings import Finding, Report
-from lora_recipes.check.subject import CheckedRun
 from lora_recipes.check.validation import Axolotl
 
 import click
@@ -60,7 +60,7 @@ def _guarded(checked: CheckedRun, name: str, check: Callable[[CheckedRun], Any])
             "the file",
             f"the check of {name} itself failed ({' '.join(words.split())[:300]})",
             "an answer; what it looks for is not known now",
-            "mend what the words name, if it is the file; otherwise please report it with the file",
+            "correct what the words name, if it is the file; otherwise please report it with the file",
         )
     return None
 
@@ -74,6 +74,6 @@ def failed(source: str | Path, error: click.ClickException) -> Report:
     """The report of a file that is no YAML mapping."""
     report = Report("stdin" if source == "-" else str(source))
     report.findings.append(
-        Finding("error", "yaml", "the file", None, error.message, "a YAML mapping of Axolotl keys", "mend the file")
+        Finding("error", "yaml", "the file", None, error.message, "a YAML mapping of Axolotl keys", "correct the file")
     )
     return report

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.findings import Finding
-from lora_recipes.check.subject import CheckedRun
 from lora_recipes.config import scrubbing, yamlfile
 from lora_recipes.results import tracking
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.findings import Finding
-from lora_recipes.check.subject import CheckedRun
 from lora_recipes.config import keys, runfile, yamlfile
 
 _EXPECTED = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.check.subject import CheckedRun
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.config import keys
 from lora_recipes.data import prepared
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.check import inputs, loading, structure
+from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
-from lora_recipes.check.subject import CheckedRun
 from lora_recipes.config import keys
 
 import yaml

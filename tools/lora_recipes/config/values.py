@@ -108,15 +108,15 @@ def absolute(config: dict[str, Any], anchor: Path) -> dict[str, Any]:
     for holder in (config, *(config.get("datasets") or []), *(config.get("test_datasets") or [])):
         for key in ("base_model", "deepspeed", "path", "data_files", "chat_template_jinja"):
             if key in holder:
-                holder[key] = _local(holder[key], anchor)
+                holder[key] = local(holder[key], anchor)
     for key in ("output_dir", "dataset_prepared_path"):
         if config.get(key):
             config[key] = str(anchor / config[key])
     return config
 
 
-def _local(value: Any, anchor: Path) -> Any:
+def local(value: Any, anchor: Path) -> Any:
     """A path that is there, or each of several, made absolute; another value as it is."""
     if isinstance(value, list):
-        return [_local(item, anchor) for item in value]
+        return [local(item, anchor) for item in value]
     return str(anchor / value) if isinstance(value, str) and value and os.path.exists(anchor / value) else value

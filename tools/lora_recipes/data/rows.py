@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lora_recipes.config import values
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import sources
 from lora_recipes.data.prompts import PromptFormat, prompt_format
@@ -65,9 +66,9 @@ def load_entry(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> tup
 
 def read(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> Any:
     """The rows of one data set of a run file as a datasets.Dataset, whatever its type; raises click.ClickException."""
-    local = run.path(entry["path"])
-    named = {name: entry.get(name) for name in ("name", "data_files", "ds_type", "revision")}
+    path, files = (values.local(entry.get(name), run.anchor) for name in ("path", "data_files"))
+    named = {name: entry.get(name) for name in ("name", "ds_type", "revision")}
     try:
-        return sources.load(str(local) if local.exists() else entry["path"], entry.get("split") or "train", **named)
+        return sources.load(path, entry.get("split") or "train", data_files=files, **named)
     except click.ClickException as error:
         raise run.error(f"{key}.{index}.path", error.message) from None

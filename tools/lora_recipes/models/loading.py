@@ -1,10 +1,11 @@
 """Tokenizer, base model and adapter of a run file, loaded the way Axolotl 0.19 loads them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
-from lora_recipes.support import libraries, processes
+from lora_recipes.support import files, libraries, processes
 
 import click
 
@@ -52,10 +53,11 @@ def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
 
 
 def _set_chat_template(run: RunFile, tokenizer: Any) -> None:
-    """The run file's chat template, which is then saved beside the adapter; without one the model's own."""
+    """The run file's chat template, text or file, which is then saved beside the adapter; else the model's own."""
     name, text = run.config.get("chat_template"), run.config.get("chat_template_jinja")
     if text and name in (None, "jinja"):  # Axolotl, too, takes a text without a name for jinja
-        tokenizer.chat_template = text
+        path = run.path(text)
+        tokenizer.chat_template = files.read_text(path) if os.path.isfile(path) else text
     elif name and not (name == "tokenizer_default" and tokenizer.chat_template and not text):
         reasons = {
             "jinja": "chat_template_jinja is missing",
@@ -154,8 +156,8 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> Any:
             return model
         return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (RuntimeError, ValueError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise click.ClickException(f"{folder}: the adapter does not fit this base model: {words}") from None
+        words = f"{folder}: the adapter does not fit this base model: {libraries.reason(error)}"
+        raise click.ClickException(words) from None
 
 
 class _plain_errors:

@@ -139,6 +139,3 @@ def _with_template_spelled_out(run: runfile.RunFile) -> runfile.RunFile:
     except ValueError:  # none of Axolotl's own
         return run
     return run.replaced(chat_template="jinja", chat_template_jinja=text)
-
-
-Subject = CheckedRun  # the name that targets.py still uses
