@@ -4,7 +4,7 @@ import contextlib
 import json
 
 from lora_recipes import ROOT
-from lora_recipes.check import loading, machine, preflight, validation
+from lora_recipes.check import arithmetic, leaks, loading, machine, masks, parity, preflight, validation
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.validation import Axolotl
 from lora_recipes.config import runfile
@@ -226,16 +226,22 @@ class TestAFailure:
 
         return put
 
+    @pytest.mark.parametrize(
+        ("module", "name"),
+        [(machine, "machine"), (parity, "parity"), (masks, "masks"), (arithmetic, "arithmetic"), (leaks, "leakage")],
+    )
     @pytest.mark.parametrize("error", [ZeroDivisionError("by nothing"), tool.click.ClickException("by nothing")])
-    def test_of_a_check_is_an_error_that_names_it_and_the_command_exits_1(self, absent, write, monkeypatch, error):
-        def fail(subject):
+    def test_of_a_check_is_an_error_that_names_it_and_the_command_exits_1(
+        self, absent, write, monkeypatch, error, module, name
+    ):
+        def fail(*_):
             raise error
 
-        monkeypatch.setattr(machine, "check", fail)
+        monkeypatch.setattr(module, "check", fail)
         done = CliRunner().invoke(tool.main, [str(write()), "--json"])
         failed = [one for one in json.loads(done.stdout)["findings"] if one["check"] == "check-failed"]
         assert done.exit_code == 1 and len(failed) == 1
-        assert "the check of machine itself failed" in failed[0]["found"] and "by nothing" in failed[0]["found"]
+        assert f"the check of {name} itself failed" in failed[0]["found"] and "by nothing" in failed[0]["found"]
 
     @pytest.mark.parametrize("content", ['{"messages": [\n', "null\n", ""])
     def test_to_read_rows_that_are_here_is_an_error(self, absent, write, tmp_path, content):

@@ -136,11 +136,18 @@ hostile = st.lists(st.one_of(any_text, tokens), max_size=6).map("".join)
 @hypothesis.given(text=hostile)
 @hypothesis.settings(deadline=None, max_examples=100)
 def test_an_escaped_text_has_no_special_token_and_all_its_characters(tokenizer, text):
+    special = special_tokens.ids(tokenizer) - {tokenizer.unk_token_id}  # which stands for rare characters, too
     escaped = special_tokens.escaped(tokenizer, text)
-    assert not special_tokens.ids(tokenizer) & set(tokenizer(escaped)["input_ids"])
+    assert not special & set(tokenizer(escaped)["input_ids"]) and "<|endoftext|>" not in escaped
     assert escaped.replace(" ", "") == text.replace(" ", "")
-    if not special_tokens.ids(tokenizer) & set(tokenizer(text)["input_ids"]):
+    if "|>" not in text:
         assert escaped == text
+
+
+def test_characters_that_the_vocabulary_lacks_are_no_special_tokens(findings, tokenizer):
+    rare = "\U00040000"
+    assert tokenizer.unk_token_id in tokenizer(rare)["input_ids"]
+    assert findings([row(question=f"Who is {rare}?")]) == []
 
 
 @hypothesis.given(question=hostile, answer=hostile, system=hostile)

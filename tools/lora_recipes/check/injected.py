@@ -22,8 +22,10 @@ def check(checked: CheckedRun, training: list[Part]) -> None:
             checked.report.skip(f"{part.key} special tokens", "the rows and their tokenized form are not one for one")
             continue
         found = [
-            special_tokens.beyond(checked.tokenizer, example["input_ids"], part.blank_examples[number]["input_ids"])
-            for example, number in zip(part.examples, own, strict=True)
+            special_tokens.beyond(
+                checked.tokenizer, row, example["input_ids"], part.blank_examples[number]["input_ids"]
+            )
+            for row, example, number in zip(part.rows, part.examples, own, strict=True)
         ]
         _report(checked, part, found)
 

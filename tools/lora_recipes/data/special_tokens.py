@@ -1,5 +1,6 @@
 """Special tokens inside rows: Axolotl and the plain trainer take them for structure, whoever wrote them."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -9,10 +10,10 @@ ROLES = ("role", "from")
 
 
 def ids(tokenizer: Any) -> set[int]:
-    """The ids that begin or end texts and turns; not the unknown token's, which stands for rare characters."""
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    structure = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    return (special | set(tokenizer.all_special_ids)) - ({tokenizer.unk_token_id} - structure)
+    """The ids of the special tokens, which begin or end texts and turns."""
+    return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} | set(
+        tokenizer.all_special_ids
+    )
 
 
 def blanked(row: dict[str, Any], roles: Iterable[str] = ROLES) -> dict[str, Any]:
@@ -31,10 +32,18 @@ def _blanked(value: Any, key: str, roles: set[str]) -> Any:
     return [_blanked(one, key, roles) for one in value] if isinstance(value, list) else value
 
 
-def beyond(tokenizer: Any, found: list[int], blank: list[int]) -> Counter[int]:
-    """The special tokens of a tokenized row, counted by id, that its blanked copy has not."""
+def beyond(tokenizer: Any, row: dict[str, Any], found: list[int], blank: list[int]) -> Counter[int]:
+    """The special tokens of a row's ids `found`, counted by id, that the ids of its blanked copy have not.
+
+    The unknown token counts only where its text is in the row: it stands for rare characters, too.
+    """
     special = ids(tokenizer)
-    return Counter(token for token in found if token in special) - Counter(token for token in blank if token in special)
+    counts = Counter(token for token in found if token in special) - Counter(
+        token for token in blank if token in special
+    )
+    if counts[tokenizer.unk_token_id] and tokenizer.unk_token not in json.dumps(row, ensure_ascii=False, default=str):
+        del counts[tokenizer.unk_token_id]
+    return counts
 
 
 def escaped(tokenizer: Any, text: str) -> str:
@@ -55,5 +64,9 @@ def _spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
     """The places of special tokens in a text, as the tokenizer finds them after its own normalization."""
     special = ids(tokenizer)
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    pairs = zip(made["input_ids"], made["offset_mapping"], strict=True)
-    return [(start, end) for token, (start, end) in pairs if token in special and start < end]
+    return [
+        (start, end)
+        for token, (start, end) in zip(made["input_ids"], made["offset_mapping"], strict=True)
+        if token in special and start < end
+        if token != tokenizer.unk_token_id or text[start:end] == tokenizer.unk_token
+    ]
