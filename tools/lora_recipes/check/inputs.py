@@ -12,6 +12,8 @@ from lora_recipes import ROOT
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.config import keys, values
 
+import click
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".zst", ".gz")
 _LOADERS = ("json", "csv", "parquet", "arrow", "text")
@@ -104,13 +106,11 @@ def _matches(checked: CheckedRun, folder: str, file: str) -> bool:
 
 def deepspeed_config(checked: CheckedRun) -> dict[str, Any] | None:
     """The DeepSpeed settings, inline or of the file; None where there are none that can be read."""
-    value = checked.config.get("deepspeed")
-    if isinstance(value, str) and value:
-        try:
-            value = json.loads(checked.given.path(value).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-    return value if isinstance(value, dict) else None
+    try:
+        found = values.deepspeed_settings(checked.config.get("deepspeed"), checked.given.anchor)
+    except click.ClickException:
+        return None
+    return found if found and isinstance(found, dict) else None
 
 
 def _deepspeed_file(checked: CheckedRun) -> None:

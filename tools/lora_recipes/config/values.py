@@ -38,7 +38,7 @@ def deepspeed_settings(value: Any, folder: Path) -> dict[str, Any]:
 
     Raises click.ClickException for a file that is not there or holds no JSON mapping.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         return value or {}
     path = folder / value
     if not path.is_file():
@@ -46,7 +46,8 @@ def deepspeed_settings(value: Any, folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(files.read_text(path))
     except json.JSONDecodeError as error:
-        raise click.ClickException(f"{value}, line {error.lineno}: invalid JSON: {error.msg}; correct it.") from None
+        place = f"line {error.lineno}, column {error.colno}"
+        raise click.ClickException(f"{value}, {place}: invalid JSON: {error.msg}; correct it there.") from None
     if not isinstance(found, dict):
         raise click.ClickException(f"{value} holds no mapping; write DeepSpeed's settings as {{ … }}.")
     return found
