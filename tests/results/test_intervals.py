@@ -1,7 +1,9 @@
-"""Bootstrap intervals: known cases, pairing, weights."""
+"""Intervals: known cases, pairing, weights, and the published figures."""
 
+import json
 import random
 
+from lora_recipes import ROOT
 from lora_recipes.results import intervals
 
 import pytest
@@ -70,3 +72,26 @@ def test_rows_that_do_not_pair_are_refused() -> None:
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         intervals.interval([])
+
+
+@pytest.mark.parametrize("name", ["base", "lora", "peft"])
+def test_the_published_figures_are_these_intervals_to_the_last_digit(name: str) -> None:
+    path = ROOT / "results" / "smollm2-african-history" / f"{name}.json"
+    published = json.loads(path.read_text(encoding="utf-8"))["evaluation"]
+    metrics, scores = published["metrics"], published["scores"]
+    for score in ("precision", "recall", "f1"):
+        assert intervals.interval(scores[score]) == metrics[f"bertscore_{score}"]
+    assert intervals.interval(scores["cross_entropy"], scores["reference_tokens"]) == metrics["cross_entropy"]
+
+
+def test_one_row_has_an_interval_without_width() -> None:
+    assert intervals.interval([0.25]) == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 1}
+
+
+def test_a_share_has_wilsons_interval_of_some_width_at_its_ends() -> None:
+    z, p, n = 1.959964, 0.7, 10
+    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
+    ends = [(middle + side * half) / (1 + z**2 / n) for side in (-1, 1)]
+    assert intervals.share(7, 10) == pytest.approx(ends, abs=1e-6)
+    low, high = intervals.share(0, 2)
+    assert low == 0.0 and high == pytest.approx(z**2 / (2 + z**2), abs=1e-6)
