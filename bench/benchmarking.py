@@ -14,6 +14,7 @@ WORK = ROOT / ".cache" / "bench" / "benchmark"
 TASK = "african_history_mc"
 WAYS = {
     "lm-eval": "the command lm_eval, once per adapter",
+    "hflm": "our simpler way: lm-eval's own HFLM on a base loaded once, the adapters switched on it",
     "ours": "tools/benchmark.py on all adapters at once",
 }
 
@@ -26,7 +27,7 @@ WAYS = {
     "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="of both"
 )
 def main(limit: int, adapters: int, rounds: int, dtype: str) -> None:
-    """Score the same adapters on the same questions both ways, everything from start to result counted.
+    """Score the same adapters on the same questions all ways, everything from start to result counted.
 
     \b
     Example:
@@ -58,12 +59,12 @@ def main(limit: int, adapters: int, rounds: int, dtype: str) -> None:
 
 
 def _difference() -> float | None:
-    """Between the two ways' last runs; None when one of them did not run."""
+    """Between the ways' last runs; None when one of them did not run."""
     paths = [WORK / f"{name}.json" for name in WAYS]
     if not all(path.exists() for path in paths):
         return None
-    one, other = (json.loads(Path(path).read_text(encoding="utf-8")) for path in paths)
-    return max(abs(one[key] - other[key]) for key in one)
+    one, *others = (json.loads(Path(path).read_text(encoding="utf-8")) for path in paths)
+    return max(abs(one[key] - other[key]) for key in one for other in others)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,46 @@ def _test_rows(questions: int) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()[:questions]
 
 
+def sorted_batches(paths: list[Path], questions: int) -> list[str]:
+    """What tools/eval.py would be without a decoder of its own: as many questions at once, references read apart."""
+    libraries.quiet()
+    from lora_recipes.data import questions as asking
+    from lora_recipes.evaluation.metrics import bertscore
+    from lora_recipes.inference import batch_size, decoding, reference_loss, shared_base
+    from lora_recipes.results import systems
+
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    runs = [runfile.load(path) for path in paths]
+    chosen = [systems.of_run(run, run.output_dir) for run in runs]
+    tokenizer = loading.load_tokenizer(runs[0])
+    asked = asking.load(runs[0], tokenizer, "test")[0][:questions]
+    ends = asking.end_tokens(runs[0], tokenizer)
+    shared = shared_base.SharedBase(chosen)
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
+    size = batch_size.by_memory(shared.model, asked, evaluation.NEW_TOKENS)
+    order = sorted(asked, key=lambda question: -len(question.prompt_ids))
+    texts: list[str] = []
+    for system in chosen:
+        told: dict[int, str] = {}
+        with shared.active(system) as model:
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
+                prompts = [question.prompt_ids for question in batch]
+                made = decoding.generate(model, tokenizer.pad_token_id, prompts, ends, evaluation.NEW_TOKENS)
+                for question, ids in zip(batch, made, strict=True):
+                    told[question.row] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+                references = [question.reference_ids for question in batch]
+                for part in range(0, len(batch), 16):
+                    rows = slice(part, part + 16)
+                    reference_loss.reference_nats(model, prompts[rows], references[rows], tokenizer.pad_token_id)
+        answers = [told[question.row] for question in asked]
+        bertscore.load(None).score(answers, [question.reference for question in asked])
+        texts += answers
+    return texts
+
+
 def ours(paths: list[Path], questions: int) -> list[str]:
     tool = [sys.executable, str(ROOT / "tools" / "eval.py"), *map(str, paths)]
     options = ["--limit", str(questions), "--max-new-tokens", str(evaluation.NEW_TOKENS)]
@@ -73,7 +113,7 @@ def main() -> None:
     way, questions, count, dtype = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     paths = [evaluation.run_file(number + 1, dtype) for number in range(count)]
     begun = time.monotonic()
-    texts = (reference if way == "reference" else ours)(paths, questions)
+    texts = {"reference": reference, "sorted": sorted_batches, "ours": ours}[way](paths, questions)
     seconds = time.monotonic() - begun
     (evaluation.WORK / f"{way}.json").write_text(json.dumps(texts), encoding="utf-8")
     usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -6,50 +6,50 @@ from typing import Any
 
 from lora_recipes.config import runfile
 from lora_recipes.report import pages, side_by_side
-from lora_recipes.report.side_by_side import System
-from lora_recipes.results import result_files, tables
+from lora_recipes.report.side_by_side import Answered
+from lora_recipes.results import systems, tables
 from lora_recipes.support import files
 
 import click
 
 
-def _cells(systems: list[System], row: int) -> list[dict[str, Any]]:
+def _cells(found: list[Answered], row: int) -> list[dict[str, Any]]:
     """The reference and each system's answer to one row."""
-    reference = systems[0].answers[row]["reference"]
+    reference = found[0].answers[row]["reference"]
     cells = [{"system": "reference", "text": reference, "f1": None, "note": "", "reference": True}]
-    for system in systems:
+    for system in found:
         answer = system.answers[row]
         f1 = f"{system.f1[row]:.3f}" if system.f1 else None
         text, note = answer["answer"].strip(), ""
         if not text:
             note = "an empty answer"
-        elif not answer.get("finished", True):
-            note = f"cut off after {answer.get('new_tokens', '?')} tokens"
+        elif not answer["finished"]:
+            note = f"cut off after {answer['new_tokens']} tokens"
         cells.append({"system": system.name, "text": text, "f1": f1, "note": note, "reference": False})
     return cells
 
 
-def _rows(systems: list[System], gain: list[float]) -> list[dict[str, Any]]:
-    signed = any(system.name == "base" for system in systems)
+def _rows(found: list[Answered], gain: list[float]) -> list[dict[str, Any]]:
+    signed = any(system.name == "base" for system in found)
     return [
         {
             "number": answer["row"] + 1,
             "question": answer["question"].strip(),
             "gain": format(gain[row], "+.3f" if signed else ".3f") if gain else "",
-            "cells": _cells(systems, row),
+            "cells": _cells(found, row),
         }
-        for row, answer in enumerate(systems[0].answers)
+        for row, answer in enumerate(found[0].answers)
     ]
 
 
-def _summary(systems: list[System]) -> dict[str, Any]:
+def _summary(found: list[Answered]) -> dict[str, Any]:
     """One line a system: score, difference to the base, and how its answers ended."""
     lines = []
-    for system in systems:
+    for system in found:
         count = len(system.answers)
-        tokens = sum(answer.get("new_tokens") or 0 for answer in system.answers) / count
+        tokens = sum(answer["new_tokens"] for answer in system.answers) / count
         empty = sum(not answer["answer"].strip() for answer in system.answers)
-        cut = sum(not answer.get("finished", True) for answer in system.answers)
+        cut = sum(not answer["finished"] for answer in system.answers)
         f1 = f"{sum(system.f1) / count:.4f}" if system.f1 else "not scored"
         difference = (system.evaluation.get("differences") or {}).get("base")
         lines.append([system.name, f1, tables.difference(difference), f"{tokens:.1f}", str(empty), str(cut)])
@@ -60,27 +60,27 @@ def _summary(systems: list[System]) -> dict[str, Any]:
     }
 
 
-def _groups(systems: list[System], rows: list[dict[str, Any]], gain: list[float], count: int) -> list[dict[str, Any]]:
-    variant = next(system.name for system in systems if system.name != "base")
-    by = f"F1 gain of {variant} over base" if systems[0].name == "base" else f"F1 of {variant}"
+def _groups(found: list[Answered], rows: list[dict[str, Any]], gain: list[float], count: int) -> list[dict[str, Any]]:
+    variant = next(system.name for system in found if system.name != "base")
+    by = f"F1 gain of {variant} over base" if found[0].name == "base" else f"F1 of {variant}"
     titles = {"best": f"Largest {by}", "worst": f"Smallest {by}", "random": "Random rows"}
     picked = side_by_side.pick(gain, len(rows), count)
     return [{"title": titles[name], "rows": [rows[row] for row in chosen]} for name, chosen in picked.items() if chosen]
 
 
-def _context(runs: list[runfile.RunFile], systems: list[System], split: str, count: int) -> dict[str, Any]:
-    gain = side_by_side.gains(systems)
-    rows = _rows(systems, gain)
-    names = ", ".join(system.name for system in systems)
+def _context(runs: list[runfile.RunFile], found: list[Answered], split: str, count: int) -> dict[str, Any]:
+    gain = side_by_side.gains(found)
+    rows = _rows(found, gain)
+    names = ", ".join(system.name for system in found)
     notes = "" if gain else " The answers are not scored, so no best and worst rows are picked; run tools/eval.py."
-    for system in systems:
+    for system in found:
         if system.evaluation.get("prompt_parity") is False:
             notes += f" {system.name} was asked with another prompt than it was trained on."
     return {
         "title": f"{runs[0].recipe}: answers side by side",
         "intro": f"{len(rows)} rows of {split}, answered by {names}; random rows with seed {side_by_side.SEED}.{notes}",
-        "summary": _summary(systems),
-        "groups": _groups(systems, rows, gain, count),
+        "summary": _summary(found),
+        "groups": _groups(found, rows, gain, count),
         "all_rows": rows,
     }
 
@@ -110,7 +110,7 @@ def main(sources: tuple[str, ...], base: bool, split: str, count: int, output: P
     """
     runs = [runfile.load(source) for source in sources]
     _require_one_recipe(runs)
-    output = output or result_files.folder(runs[0], base=True).parent / "compare.html"
+    output = output or systems.of_run(runs[0], None).folder.parent / "compare.html"
     if output.suffix == ".md":
         raise click.UsageError("-o names the HTML file; the Markdown goes beside it with the suffix .md.")
     context = _context(runs, side_by_side.load(runs, split, base), split, count)

@@ -5,25 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.config import runfile
-from lora_recipes.results import result_files, tables, tracking
+from lora_recipes.results import result_files, systems, tables, tracking
 from lora_recipes.support import files, libraries
 
 import click
 
 
 def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
-    rows = [("system", "n", "BERTScore F1", "difference to base", "cross-entropy")]
+    from lora_recipes.evaluation import metrics
+
+    chief = {next(iter(module.TITLES)): module.HEADING for module in metrics.modules()}
+    first, *others = chief
+    rows = [("system", "n", chief[first], "difference to base", *(chief[name] for name in others))]
     for name, section in zip(names, sections, strict=True):
-        metrics = section["metrics"]
-        rows.append(
-            (
-                name,
-                str(section["rows"]),
-                tables.interval(metrics["bertscore_f1"]),
-                tables.difference(section["differences"].get("base")),
-                tables.interval(metrics["cross_entropy"]),
-            )
-        )
+        found = [tables.interval(section["metrics"][metric]) for metric in chief]
+        difference = tables.difference(section["differences"].get("base"))
+        rows.append((name, str(section["rows"]), found[0], difference, *found[1:]))
     return f"{tables.aligned(rows)}\n{tables.DIFFERENCE_NOTE}"
 
 
@@ -66,22 +63,21 @@ def main(
     watch = result_files.Stopwatch()
     click.echo("checking adapters, questions and scoring model …", err=True)
     libraries.quiet()
-    from lora_recipes.evaluation import answering, evaluate, scorecards, scoring
+    from lora_recipes.evaluation import answering, evaluate, scorecards
+    from lora_recipes.evaluation.metrics import bertscore
 
     chosen = evaluate.choose(runs, base, adapter)
-    systems = [evaluate.prepare(run, folder, split, limit, max_new_tokens) for run, folder in chosen]
-    scorer = scoring.load(score_model)
-    with answering.locked([system.answers_path for system in systems]):
-        evaluate.answer(systems, batch_size)
+    evaluations = evaluate.prepare(chosen, split, limit, max_new_tokens)
+    scorer = bertscore.load(score_model)
+    with answering.locked([evaluation.path for evaluation in evaluations]):
+        evaluate.answer(evaluations, batch_size)
         click.echo(f"scoring with {scorer.description}", err=True)
-        sections = scorecards.sections(systems, scorer, watch, limit=limit)
-    kind = "evaluation" if split == "test" else f"evaluation-{split}"
-    for system, section in zip(systems, sections, strict=True):
-        section["batch_size"] = system.batch_size
-        path = result_files.update(system.run, kind, section, base=system.adapter is None)
-        click.echo(files.relative(path), err=True)
-    click.echo(_table([system.name for system in systems], sections))
-    for system, section in zip(systems, sections, strict=True):
+        sections = scorecards.sections(evaluations, score_model, watch, limit=limit)
+    kind = systems.evaluation_kind(split)
+    for system, section in zip(chosen, sections, strict=True):
+        click.echo(files.relative(system.record(kind, section)), err=True)
+    click.echo(_table([system.name for system in chosen], sections))
+    for system, section in zip(chosen, sections, strict=True):
         if tracking.wanted(system.run):
             tracking.log(system.run, system.name, kind, section["metrics"])
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes import ROOT
-from lora_recipes.report import pages, plots, recipe_tables, systems
-from lora_recipes.report.systems import System
+from lora_recipes.report import inputs, pages, plots, recipe_tables
 from lora_recipes.results import tables
+from lora_recipes.results.systems import System
 from lora_recipes.support import files
 
 import click
@@ -24,13 +24,13 @@ def _folder(given: Path | None, publish: bool) -> Path:
     """What to report on: results/ once something is published there, else what this checkout measured."""
     if given:
         return given
-    return RESULTS if not publish and systems.published_files(RESULTS) else OUTPUTS
+    return RESULTS if not publish and inputs.published_files(RESULTS) else OUTPUTS
 
 
 def _measured(folder: Path) -> list[System]:
     if not folder.is_dir():
         raise click.UsageError(f"no folder {files.relative(folder)}; measure first with `tools/eval.py RUN`.")
-    found = systems.load(folder)
+    found = inputs.load(folder)
     if not found and folder.resolve() != RESULTS:
         raise click.ClickException(
             f"{files.relative(folder)}: no result files; measure with `tools/eval.py RUN`, or give another folder."
@@ -94,11 +94,11 @@ def main(folder: Path | None, output: Path | None, publish: bool) -> None:
     target = output or (RESULTS if publish else source)
     if publish:
         for system in measured:
-            click.echo(files.relative(systems.publish(system, target)))
-        measured = systems.load(target)
+            click.echo(files.relative(inputs.publish(system, target)))
+        measured = inputs.load(target)
     recipes = {system.recipe for system in measured}
     if RESULTS in (source.resolve(), target.resolve()):
-        recipes |= set(systems.published_recipes())
+        recipes |= set(inputs.published_recipes())
     for path in _write(measured, sorted(recipes), target):
         click.echo(files.relative(path))
 

@@ -45,9 +45,11 @@ def test_the_largest_difference_of_a_score_is_found_and_a_missing_way_has_none(w
     (work / "ours.json").write_text(json.dumps({"one acc": 0.5, "two acc": 0.25}))
     assert benchmarking._difference() is None
     (work / "lm-eval.json").write_text(json.dumps({"one acc": 0.5, "two acc": 0.5}))
+    assert benchmarking._difference() is None
+    (work / "hflm.json").write_text(json.dumps({"one acc": 0.5, "two acc": 0.375}))
     assert benchmarking._difference() == 0.25
 
 
 def test_an_unknown_way_is_wrong_usage() -> None:
     done = CliRunner().invoke(evaluation.main, ["--ways", "theirs"])
-    assert (done.exit_code, "expected some of reference, ours" in done.stderr) == (2, True)
+    assert (done.exit_code, "expected some of reference, sorted, ours" in done.stderr) == (2, True)

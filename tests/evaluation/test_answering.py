@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.evaluation import answering
+from lora_recipes.evaluation.answering import AnswersFile
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_answers_under_the_hash_of_their_row_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "answers-test.jsonl"
     write(path, saved(1, "b"), saved(0, "a"))
     before = path.read_bytes()
-    assert answering.kept(path, {0: "a", 1: "b", 2: "c"}) == {1: saved(1, "b"), 0: saved(0, "a")}
+    assert AnswersFile(path, {0: "a", 1: "b", 2: "c"}).answers == {1: saved(1, "b"), 0: saved(0, "a")}
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -40,7 +41,7 @@ def test_a_damaged_last_line_is_dropped_with_a_notice(
 ) -> None:
     path = tmp_path / "answers-test.jsonl"
     write(path, saved(0, "a"), tail=tail)
-    assert list(answering.kept(path, {0: "a", 1: "b"})) == [0]
+    assert list(AnswersFile(path, {0: "a", 1: "b"}).answers) == [0]
     assert lines(path) == [saved(0, "a")]
     assert "1 damaged line dropped" in capsys.readouterr().err
 
@@ -48,9 +49,9 @@ def test_a_damaged_last_line_is_dropped_with_a_notice(
 def test_a_whole_last_line_without_its_newline_is_not_joined_to_the_next(tmp_path: Path) -> None:
     path = tmp_path / "answers-test.jsonl"
     path.write_text(json.dumps(saved(0, "a")))
-    answering.kept(path, {0: "a", 1: "b"})
-    answering._append(path, [saved(1, "b")])
-    assert lines(path) == [saved(0, "a"), saved(1, "b")]
+    file = AnswersFile(path, {0: "a", 1: "b"})
+    file.append([saved(1, "b")])
+    assert lines(path) == list(file.answers.values()) == [saved(0, "a"), saved(1, "b")]
 
 
 def test_answers_under_another_hash_are_moved_aside_and_never_lost(
@@ -58,9 +59,9 @@ def test_answers_under_another_hash_are_moved_aside_and_never_lost(
 ) -> None:
     path = tmp_path / "answers-test.jsonl"
     write(path, saved(0, "a"), saved(1, "b"))
-    assert answering.kept(path, {0: "a", 1: "changed"}) == {0: saved(0, "a")}
+    assert AnswersFile(path, {0: "a", 1: "changed"}).answers == {0: saved(0, "a")}
     assert "1 answers of another model, adapter, prompt or setting moved" in capsys.readouterr().err
-    assert answering.kept(path, {0: "changed", 1: "changed"}) == {}
+    assert AnswersFile(path, {0: "changed", 1: "changed"}).answers == {}
     assert lines(path.with_name("answers-test.jsonl.old")) == [saved(1, "b"), saved(0, "a")]
     assert path.read_text() == ""
 

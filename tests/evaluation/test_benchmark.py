@@ -10,15 +10,21 @@ from typing import Any
 
 from lora_recipes import ROOT
 from lora_recipes.config import runfile
-from lora_recipes.evaluation import lm_eval_run, tasks, tinybenchmarks
+from lora_recipes.evaluation import lm_eval_run, tasks
+from lora_recipes.inference import shared_base
+from lora_recipes.inference.shared_base import SharedBase
+from lora_recipes.models import loading
+from lora_recipes.results import systems
+from lora_recipes.results.systems import System
 
 import benchmark
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from tiny import save_adapter
 
 RECIPE = "smollm2-african-history"
-OURS = ("african_history_mc", "mmlu_dev")
+OURS, TINY = tasks.NAMES[:2], tasks.NAMES[2:]
 
 
 def run_benchmark(*args: object) -> Result:
@@ -43,19 +49,24 @@ def test_a_run_given_twice_and_an_adapter_for_two_runs_are_wrong_usage(
     assert run_benchmark(*(run_file(variant) for variant in variants), *more).exit_code == 2
 
 
-def test_a_score_keeps_the_error_of_lm_eval_and_an_interval_inside_0_and_1() -> None:
-    found = {"acc,none": 0.875, "acc_stderr,none": 0.125}
-    metric = lm_eval_run._metric(found, "acc", 8)
-    assert metric == {"mean": 0.875, "low": pytest.approx(0.63), "high": 1.0, "n": 8, "stderr": 0.125}
-    one = lm_eval_run._metric({"acc,none": 1.0, "acc_stderr,none": "N/A"}, "acc", 1)
-    assert (one["low"], one["high"], one["stderr"]) == (None, None, None)
+def test_a_score_has_wilsons_interval_of_a_share_and_else_the_normal_one() -> None:
+    told = {"mean": 0.875, "n": 8, "stderr": 0.125}
+    found = lm_eval_run._with_intervals({"metrics": {"acc": told, "f1": told}, "outcomes": {"acc": "11111110"}})
+    assert found["metrics"]["acc"] == {
+        **told,
+        "low": pytest.approx(0.5291, abs=1e-4),
+        "high": pytest.approx(0.9776, abs=1e-4),
+    }
+    assert found["metrics"]["f1"] == {**told, "low": pytest.approx(0.63), "high": pytest.approx(1.12)}
+    alone = lm_eval_run._with_intervals({"metrics": {"f1": told | {"stderr": None}}, "outcomes": {}})
+    assert (alone["metrics"]["f1"]["low"], alone["metrics"]["f1"]["high"]) == (None, None)
 
 
 def test_a_4_bit_run_needs_another_base_in_memory_than_its_base_model(run_file: Callable[..., Path]) -> None:
     lora, qlora = (runfile.load(str(run_file(name))) for name in ("lora", "qlora"))
-    base = lm_eval_run.Candidate(qlora, None).base
-    assert base == lm_eval_run.Candidate(lora, lora.output_dir).base
-    assert base != lm_eval_run.Candidate(qlora, qlora.output_dir).base
+    base = shared_base.loaded(systems.of_run(qlora, None))
+    assert base == shared_base.loaded(systems.of_run(lora, lora.output_dir))
+    assert base != shared_base.loaded(systems.of_run(qlora, qlora.output_dir))
 
 
 @pytest.mark.slow
@@ -80,8 +91,8 @@ def test_the_section_holds_scores_errors_outcomes_differences_and_what_was_skipp
             assert difference["n"] == 8
     assert (set(lora["differences"]), base["differences"]) == ({"base", "peft"}, {})
     assert (lora["limit"], lora["inputs"]["mmlu_dev"]["dtype"]) == (8, "float32")
-    assert list(lora["skipped"]) == list(tinybenchmarks.DATASETS) == list(peft["skipped"])
-    for name in tinybenchmarks.DATASETS:
+    assert list(lora["skipped"]) == list(TINY) == list(peft["skipped"])
+    for name in TINY:
         assert f"{name} is skipped: its score is estimated by" in done.stderr
     rows = [line.split()[:2] for line in done.stdout.splitlines()]
     assert rows[1:4] == [["african_history_mc_acc", name] for name in ("base", "lora", "peft")]
@@ -91,21 +102,21 @@ def test_the_section_holds_scores_errors_outcomes_differences_and_what_was_skipp
 @pytest.mark.slow
 def test_an_adapter_switched_on_scores_as_one_loaded_alone_in_any_order(trained: Callable[..., Path]) -> None:
     runs = [runfile.load(str(trained("lora"))), runfile.load(str(trained("peft", seed=2)))]
-    lora, peft, base = (
-        *(lm_eval_run.Candidate(run, run.output_dir) for run in runs),
-        lm_eval_run.Candidate(runs[0], None),
-    )
-    task = tasks.prepare(["african_history_mc"], None)[0][0]
+    lora, peft, base = (*(systems.of_run(run, run.output_dir) for run in runs), systems.of_run(runs[0], None))
+    task = tasks.prepare(["african_history_mc"], None, None)[0][0]
 
-    def score(bench: lm_eval_run.Bench, candidate: lm_eval_run.Candidate) -> tuple[Any, list[tuple[float, bool]]]:
-        with bench._switched(candidate) as lm:
-            found = lm_eval_run.measure(lm, task, 40, "test")
-            tokens = [(("", ""), [1, 2, 3], [word]) for word in (100, 200, 300)]
-            return found["outcomes"], lm._loglikelihood_tokens(tokens, disable_tqdm=True)
+    def score(order: list[System]) -> list[tuple[Any, list[tuple[float, bool]]]]:
+        shared, found = SharedBase(list(dict.fromkeys(order))), []
+        lm = lm_eval_run.wrapped(shared.base, loading.load_tokenizer(runs[0]), 4)
+        tokens = [(("", ""), [1, 2, 3], [word]) for word in (100, 200, 300)]
+        for system in order:
+            with shared.active(system):
+                outcomes = lm_eval_run.measure(lm, task, 40)["outcomes"]
+                found.append((outcomes, lm._loglikelihood_tokens(tokens, disable_tqdm=True)))
+        return found
 
-    shared = lm_eval_run.Bench(4)
-    together = [score(shared, candidate) for candidate in (lora, base, peft, lora, base)]
-    alone = [score(lm_eval_run.Bench(4), candidate) for candidate in (lora, base, peft)]
+    together = score([lora, base, peft, lora, base])
+    alone = [score([system])[0] for system in (lora, base, peft)]
     assert together == [*alone, alone[0], alone[1]]
     assert len({str(found) for found in alone}) == 3
     assert len({str(outcomes) for outcomes, _ in alone}) == 3
@@ -171,3 +182,32 @@ def test_the_task_file_gives_the_same_scores_in_lm_eval_itself(
     for metric in ("acc", "acc_norm"):
         assert ours[f"african_history_mc_{metric}"]["mean"] == theirs[f"{metric},none"]
         assert ours[f"african_history_mc_{metric}"]["stderr"] == theirs[f"{metric}_stderr,none"]
+
+
+@pytest.mark.slow
+def test_own_tasks_have_the_metrics_and_errors_of_lm_eval_and_differences_of_what_is_right_or_wrong(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    rows = [{"question": f"Colour {n}?", "choices": ["red", "blue"], "answer": n % 2} for n in range(8)]
+    (own / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    head = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(own / "rows.jsonl")}}}
+    head |= {"test_split": "test", "doc_to_text": "{{question}}"}
+    choice = {"task": "colours", "output_type": "multiple_choice", "doc_to_choice": "{{choices}}"}
+    spoken = {"task": "spoken", "output_type": "generate_until", "doc_to_target": "{{choices[answer]}}"}
+    spoken |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
+    choice |= {"doc_to_target": "{{answer}}", "metric_list": [{"metric": "acc"}]}
+    spoken |= {"metric_list": [{"metric": "exact_match"}, {"metric": "chrf", "aggregation": "chrf"}]}
+    for task in (choice, spoken):
+        (own / f"{task['task']}.yaml").write_text(yaml.safe_dump(head | task))
+    done = run_benchmark(trained("lora"), "--base", "--tasks", "colours,spoken", "--include-path", own)
+    assert done.exit_code == 0, done.output
+    found = section(tmp_path / "outputs" / RECIPE / "lora")
+    assert set(found["metrics"]) == {"colours_acc", "spoken_exact_match", "spoken_chrf"}
+    share = found["outcomes"]["colours"]["acc"].count("1") / 8
+    assert found["metrics"]["colours_acc"]["mean"] == share
+    assert found["metrics"]["colours_acc"]["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 7))
+    chrf = found["metrics"]["spoken_chrf"]
+    assert chrf["low"] == pytest.approx(chrf["mean"] - 1.96 * chrf["stderr"])
+    assert set(found["differences"]["base"]) == {"colours_acc", "spoken_exact_match"}

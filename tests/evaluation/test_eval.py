@@ -16,6 +16,7 @@ from lora_recipes import ROOT
 from lora_recipes.config import runfile
 from lora_recipes.data import questions
 from lora_recipes.models import loading
+from lora_recipes.results import systems
 
 import eval as eval_tool
 import pytest
@@ -67,6 +68,26 @@ def assert_one_sentence(done: Result, *words: str) -> None:
     assert message.count("\n") == 1
     for word in words:
         assert word in message
+
+
+def test_questions_are_tokenized_once_for_systems_that_are_asked_alike(
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_recipes.evaluation import evaluate
+
+    loads: list[str] = []
+    monkeypatch.setattr(loading, "load_tokenizer", lambda run: loads.append(run.variant))
+    monkeypatch.setattr(questions, "load", lambda run, tokenizer, split: ([], ""))
+    monkeypatch.setattr(questions, "end_tokens", lambda run, tokenizer: [2])
+    for name in ("model_identity", "adapter_identity"):
+        monkeypatch.setattr(questions, name, str)
+    runs = [runfile.load(run_file(name)) for name in ("lora", "peft", "qlora")]
+    runs.append(runfile.load(run_file("dora", "chat_template=jinja", "chat_template_jinja=another")))
+    chosen = [systems.of_run(runs[0], None), *(systems.of_run(run, run.output_dir) for run in runs)]
+    found = evaluate.prepare(chosen, "test", None, 8)
+    assert loads == ["lora", "dora"]
+    assert found[0].asked is found[3].asked is not found[4].asked
+    assert [one.settings["four_bit"] for one in found] == [False, False, False, True, False]
 
 
 @pytest.mark.slow
@@ -210,7 +231,8 @@ def test_a_base_s_memory_is_free_before_the_next_is_loaded_and_its_batches_are_s
     import gc
     import weakref
 
-    from lora_recipes.evaluation import answering, evaluate
+    from lora_recipes.evaluation import evaluate
+    from lora_recipes.inference import shared_base
 
     import torch
 
@@ -218,23 +240,23 @@ def test_a_base_s_memory_is_free_before_the_next_is_loaded_and_its_batches_are_s
         pass
 
     done: list[str] = []
-    systems: list[Any] = [
-        SimpleNamespace(loads=name, answers_path=None, hashes={}, asked=[]) for name in ("one", "two")
+    nothing = SimpleNamespace(batch_size=None, unanswered=lambda questions: {0})
+    evaluations: list[Any] = [
+        SimpleNamespace(system=name, questions=[], open_answers=lambda: nothing) for name in ("one", "two")
     ]
 
     def answered(waiting: list[Any]) -> None:
         held = Base()
         held["itself"] = held  # as hooks and modules hold each other: goes with the collector only
-        weakref.finalize(held, done.append, f"{waiting[0].loads} gone")
-        done.append(waiting[0].loads)
+        weakref.finalize(held, done.append, f"{waiting[0][0].system} gone")
+        done.append(waiting[0][0].system)
 
-    monkeypatch.setattr(answering, "missing", lambda *_: [1])
-    monkeypatch.setattr(answering, "recorded_batch_size", lambda *_: None)
+    monkeypatch.setattr(shared_base, "loaded", lambda system: system)
     monkeypatch.setattr(evaluate, "_answer_on_one_base", answered)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("cache emptied"))
     gc.disable()
     try:
-        evaluate.answer(systems, None)
+        evaluate.answer(evaluations, None)
     finally:
         gc.enable()
     assert done == ["one", "one gone", "cache emptied", "two", "two gone", "cache emptied"]

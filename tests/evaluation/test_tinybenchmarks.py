@@ -1,9 +1,8 @@
-"""tools/lora_recipes/tinybenchmarks.py: what an estimate needs, and the reason where it is missing."""
+"""tinyBenchmarks: what an estimate needs, and the reason where it is missing."""
 
+import hashlib
 import json
-import os
 import pickle
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,19 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(tinybenchmarks, "FOLDER", tmp_path / "parameters")
-    monkeypatch.setattr(tinybenchmarks, "_PARAMETERS", tmp_path / "parameters" / "tinyBenchmarks.pkl")
     (tmp_path / "parameters").mkdir()
     return tmp_path / "parameters" / "tinyBenchmarks.pkl"
 
 
 def reason(limit: int | None = None) -> str:
     with pytest.raises(tinybenchmarks.OutOfReach) as caught:
-        tinybenchmarks.require("tinyMMLU", limit)
+        tinybenchmarks.require(limit)
     return str(caught.value)
+
+
+def trust(package: Path, content: bytes) -> None:
+    package.write_bytes(content)
+    package.with_name(f"{package.name}.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {package.name}\n")
 
 
 def parameters() -> dict[str, Any]:
@@ -61,43 +64,26 @@ def test_without_parameters_nothing_is_downloaded(package: Path) -> None:
     assert list(package.parent.iterdir()) == []
 
 
-class Payload:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("unpickled",)
+def test_parameters_whose_hash_nobody_wrote_down_are_refused_unread(package: Path) -> None:
+    package.write_bytes(b"anything")
+    written = package.with_name("tinyBenchmarks.pkl.sha256")
+    assert hashlib.sha256(b"anything").hexdigest() in reason() and "is missing" in reason()
+    written.write_text("")
+    assert "is missing" in reason()
+    written.write_text(f"{hashlib.sha256(b'another').hexdigest()}  tinyBenchmarks.pkl\n")
+    assert f"says {hashlib.sha256(b'another').hexdigest()[:12]}" in reason()
 
 
-def test_parameters_with_more_than_arrays_are_refused_unrun(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    package.write_bytes(pickle.dumps({**parameters(), "more": Payload()}))
-    assert "mkdir" in reason()
-    assert not (tmp_path / "unpickled").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", pickle.dumps([1])])
-def test_parameters_that_are_something_else_are_refused(package: Path, content: bytes) -> None:
-    package.write_bytes(content)
-    assert "fetch it again" in reason()
-
-
-def test_a_hub_that_does_not_answer_costs_seconds(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import HfApi
-
-    package.write_bytes(pickle.dumps(parameters()))
-    assert "cannot be reached" in reason()  # offline, as all tests are
-    monkeypatch.setattr(HfApi, "dataset_info", lambda *args, **kwargs: time.sleep(20))
-    monkeypatch.setattr(tinybenchmarks, "_PATIENCE", 0.2)
-    begun = time.monotonic()
-    assert "cannot be reached" in reason()
-    assert time.monotonic() - begun < 5
+def test_parameters_of_the_hash_that_is_written_down_are_taken(package: Path) -> None:
+    trust(package, b"anything")
+    assert tinybenchmarks.require(None) == hashlib.sha256(b"anything").hexdigest()
 
 
 @pytest.mark.slow
 def test_tiny_mmlu_is_an_estimate_without_an_interval_made_where_the_parameters_are(
     package: Path, trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package.write_bytes(pickle.dumps(parameters()))
+    trust(package, pickle.dumps(parameters()))
     copy = package.parent / "tinyBenchmarks" / "tinyMMLU"  # lm-eval names the data set so: a folder, or on the Hub
     copy.mkdir(parents=True)
     rows = [{"input_formatted": f"Question {n}\nAnswer:", "answer": n % 4} for n in range(8)]
@@ -107,7 +93,6 @@ def test_tiny_mmlu_is_an_estimate_without_an_interval_made_where_the_parameters_
     files = [{"split": part, "path": f"{part}.jsonl"} for part in ("test", "dev")]
     head = yaml.safe_dump({"configs": [{"config_name": "all", "data_files": files}]})
     (copy / "README.md").write_text(f"---\n{head}---\n")
-    monkeypatch.setattr(tinybenchmarks, "_revision", lambda dataset: "a commit")
     monkeypatch.chdir(package.parent)
     run = trained("lora")
     monkeypatch.chdir(package.parent)

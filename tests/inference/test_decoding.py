@@ -7,9 +7,12 @@ from typing import Any
 from lora_recipes.config import runfile
 from lora_recipes.data import questions
 from lora_recipes.data.questions import Question
-from lora_recipes.evaluation import answering, evaluate
+from lora_recipes.evaluation import answering
+from lora_recipes.evaluation.answering import AnswersFile
 from lora_recipes.inference import batch_size, decoding, reference_loss
+from lora_recipes.inference.shared_base import SharedBase
 from lora_recipes.models import loading
+from lora_recipes.results import systems
 
 import pytest
 
@@ -117,26 +120,23 @@ def test_in_float32_questions_with_adapters_switched_are_answered_as_one_by_one(
 ) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import GenerationConfig
 
-    run = runfile.load(run_file())
+    run = runfile.load(run_file("lora", "bf16=false"))
     tokenizer = loading.load_tokenizer(run)
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     for name in ("one", "two"):
-        get_peft_model(loading.load_base(run, torch.float32), config).save_pretrained(tmp_path / name)
-    model = loading.load_base(run, torch.float32)
-    model.generation_config = GenerationConfig()
-    for name in ("one", "two"):
-        model = loading.load_adapter(model, tmp_path / name, name)
+        get_peft_model(loading.load_base(run), config).save_pretrained(tmp_path / name)
+    one, two, base = (systems.of_run(run, folder) for folder in (tmp_path / "one", tmp_path / "two", None))
+    shared = SharedBase([one, base, two])
     batch = questions.load(run, tokenizer, "test")[0][:7]
-    assert len({len(one.prompt_ids) for one in batch}) > 4
+    assert len({len(question.prompt_ids) for question in batch}) > 4
     answers = []
-    for name in ("one", "", "two", "one"):
-        with evaluate._active(model.eval(), name):
+    for system in (one, base, two, one):
+        with shared.active(system) as model:
             answers.append([reply.token_ids for reply in decode(model, batch, 8, ends=[2])])
             if len(answers) < 4:  # the fourth time it is compared with the first
-                alone = [decoding.generate(model, 0, [one.prompt_ids], [2], 8)[0] for one in batch]
+                alone = [decoding.generate(model, 0, [question.prompt_ids], [2], 8)[0] for question in batch]
                 assert answers[-1] == alone
     assert answers[0] == answers[3] and len({str(found) for found in answers}) == 3
 
@@ -191,12 +191,14 @@ def test_out_of_memory_halves_the_batches_and_a_restart_goes_on_with_the_smaller
 ) -> None:
     path, batch, calls = tmp_path / "answers.jsonl", asked(PROMPTS), []
     hashes = {one.row: "h" for one in batch}
-    assert answering.recorded_batch_size(path, hashes) is None
-    done = answering.answer(path, reply_up_to(4, calls), Words(), batch, hashes, ENDS, 8, "label")
+    file = AnswersFile(path, hashes)
+    assert file.batch_size is None
+    done = answering.answer(file, reply_up_to(4, calls), Words(), batch, ENDS, 8, "label")
     assert (done, calls) == ((12, 4), [8, 4, 4, 4])
     assert "out of memory; going on with batches of 4" in capsys.readouterr().err
-    assert answering.recorded_batch_size(path, hashes) == 4
-    assert sorted(answering.kept(path, hashes)) == list(range(12))
+    again = AnswersFile(path, hashes)
+    assert file.batch_size == again.batch_size == 4
+    assert sorted(again.answers) == list(range(12))
 
 
 def test_one_question_that_is_too_much_is_said_so(tmp_path: Path) -> None:
@@ -204,4 +206,4 @@ def test_one_question_that_is_too_much_is_said_so(tmp_path: Path) -> None:
 
     batch = asked(PROMPTS)
     with pytest.raises(torch.OutOfMemoryError):
-        answering.answer(tmp_path / "a", reply_up_to(0, []), Words(), batch, {}, ENDS, 2, "label")
+        answering.answer(AnswersFile(tmp_path / "a", {}), reply_up_to(0, []), Words(), batch, ENDS, 2, "label")

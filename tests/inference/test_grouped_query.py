@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from lora_recipes.evaluation import evaluate, lm_eval_run
-from lora_recipes.inference import grouped_query
+from lora_recipes.inference import grouped_query, shared_base
 from lora_recipes.models import loading
 
 import pytest
@@ -78,15 +77,9 @@ def test_no_key_is_copied_for_the_heads_that_share_it(monkeypatch: pytest.Monkey
     logits(model)
 
 
-def test_evaluation_and_benchmark_answer_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_base_answers_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "load_base", lambda run, quantized: tiny("Llama"))
-    monkeypatch.setattr(loading, "load_tokenizer", lambda run: None)
-    monkeypatch.setattr(lm_eval_run, "_wrapped", lambda model, *rest: model)
-    run: Any = SimpleNamespace(config={"base_model": "tiny"})
-    system: Any = SimpleNamespace(run=run, adapter=None, loads=("tiny", "float32", False, "sdpa"))
-    evaluate._load([system])
-    assert in_use()
-    transformers.AttentionInterface.register("sdpa", sdpa_attention.sdpa_attention_forward)
-    candidate: Any = SimpleNamespace(run=run, in_4bit=False, base={})
-    lm_eval_run.Bench(1)._load(candidate)
+    monkeypatch.setattr(shared_base, "loaded", lambda system: SimpleNamespace(in_4bit=False))
+    system: Any = SimpleNamespace(run=None, adapter=None)
+    shared_base.SharedBase([system])
     assert in_use()

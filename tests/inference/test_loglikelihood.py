@@ -76,7 +76,7 @@ def test_lm_eval_gets_what_it_would_compute_itself(embedded_model: Path, more: d
     model, tokenizer = tiny(**more), AutoTokenizer.from_pretrained(embedded_model)
     requests = [(("", ""), context, option) for context, option in PAIRS]
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)._loglikelihood_tokens(requests, True)
-    lm = lm_eval_run._wrapped(model, tokenizer, 4)
+    lm = lm_eval_run.wrapped(model, tokenizer, 4)
     found = lm._loglikelihood_tokens(requests, disable_tqdm=True)
     assert [one[0] for one in found] == pytest.approx([one[0] for one in theirs], rel=1e-5)
     assert [one[1] for one in found] == [one[1] for one in theirs]

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
-from lora_recipes.config import runfile
-from lora_recipes.evaluation import evaluate
 from lora_recipes.report import pages, side_by_side
 
 import pytest
@@ -38,7 +36,7 @@ def write_answers(folder: Path, texts: list[str], f1: list[float] | None = None,
     with (folder / "answers-test.jsonl").open("w", encoding="utf-8") as file:
         for row, text in enumerate(texts):
             answer = {"row": row, "question": f"question {row}", "reference": f"reference {row}", "answer": text}
-            answer |= {"finished": True, "new_tokens": 7, "hash": "0", **changes}
+            answer |= {"finished": True, "new_tokens": 7, "reference_nats": 1.5, "settings": "0", **changes}
             file.write(json.dumps(answer) + "\n")
     if f1:
         result = {"recipe": folder.parent.name, "variant": folder.name, "evaluation": {"scores": {"f1": f1}}}
@@ -209,14 +207,6 @@ def test_two_thousand_answers_are_one_page_with_all_rows(
 def test_markdown_keeps_plain_text_plain() -> None:
     assert pages.markdown("Oyo, 1830s: Atiba's (new) capital.") == "Oyo, 1830s: Atiba's (new) capital."
     assert pages.markdown("a|b\n`c` <d>") == "a&#124;b<br>\\`c\\` &lt;d&gt;"
-
-
-def test_answers_are_looked_for_where_the_evaluation_keeps_them(run_file: Callable[..., Path]) -> None:
-    run = runfile.load(str(run_file("lora")))
-    for base in (False, True):
-        system = object.__new__(evaluate.System)
-        system.run, system.split, system.adapter = run, "test", None if base else run.output_dir
-        assert side_by_side.answers_path(run, "test", base) == system.answers_path
 
 
 def test_answers_beyond_the_rows_of_the_last_evaluation_are_left_out(

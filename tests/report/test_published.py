@@ -6,7 +6,7 @@ from lora_recipes import ROOT
 from lora_recipes.config import yamlfile
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.rendering import ingredients, render
-from lora_recipes.report import systems
+from lora_recipes.report import inputs
 from lora_recipes.training import settings
 
 import pytest
@@ -19,12 +19,12 @@ HISTORY, PHI = "phi4-mini-african-history", "phi1.5-alpaca-gpt4"
 
 def published(recipe, way=""):
     """The settings of published.json, of one way to train where it is named."""
-    found = json.loads(systems.PUBLISHED.read_text())["settings"][recipe]
+    found = json.loads(inputs.PUBLISHED.read_text())["settings"][recipe]
     return found["hyperparameters"][way] if way else found
 
 
 def trainable(recipe, system):
-    (row,) = [row for row in systems.published(recipe) if row["system"] == system]
+    (row,) = [row for row in inputs.published(recipe) if row["system"] == system]
     return row["training"]["trainable_parameters"]
 
 

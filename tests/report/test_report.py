@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes import ROOT
-from lora_recipes.report import plots, systems
+from lora_recipes.report import inputs, plots
 
 import pytest
 from PIL import Image, ImageColor
@@ -160,9 +160,9 @@ def test_losses_come_from_the_last_checkpoint_where_no_section_has_them(tmp_path
         checkpoint = path.parent / f"checkpoint-{step}"
         checkpoint.mkdir()
         (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": history(step)}))
-    (system,) = systems.load(tmp_path)
-    assert [step for step, _ in systems.losses(system, "loss")] == list(range(1, 11))
-    assert systems.losses(system, "eval_loss") == [(10, 1.2345)]
+    (system,) = inputs.load(tmp_path)
+    assert [step for step, _ in system.losses("loss")] == list(range(1, 11))
+    assert system.losses("eval_loss") == [(10, 1.2345)]
 
 
 @pytest.mark.parametrize("text", ['{"recipe": "r", "varia', '{"loss": 1}', "[]", ""])
@@ -232,7 +232,7 @@ def test_plots_of_many_long_runs_stay_small_and_keep_their_colours(tmp_path: Pat
     for variant in ("lora", "qlora", "ds2", "ds3", "peft", "peft+ds2", "peft+qlora", "qlora+ds2"):
         logged = [{"step": step, "loss": 2 + noise.gauss(0, 0.3)} for step in range(1, 501)]
         write_result(tmp_path, variant, 0.5, training={"log_history": logged})
-    measured = systems.load(tmp_path)
+    measured = inputs.load(tmp_path)
     image = plots.losses(measured)
     assert image is not None and len(image) < 150_000
     drawn = {colour for _, colour in Image.open(io.BytesIO(image)).convert("RGB").getcolors(2**24)}
@@ -247,7 +247,7 @@ def test_published_scores_of_another_scoring_model_are_not_drawn_beside_measured
         result = json.loads(path.read_text())
         result["evaluation"]["scoring"] = {"model": model}
         path.write_text(json.dumps(result))
-        assert len(plots._points(recipe, systems.load(tmp_path))) == drawn
+        assert len(plots._points(recipe, inputs.load(tmp_path))) == drawn
 
 
 def test_the_answers_page_is_linked_where_it_lies_below_the_report(outputs: Path, tool: Callable) -> None:
@@ -257,3 +257,13 @@ def test_the_answers_page_is_linked_where_it_lies_below_the_report(outputs: Path
         assert tool("report", folder).returncode == 0
         assert f"]({link})" in (folder / "README.md").read_text()
         assert f'href="{link}"' in (folder / "index.html").read_text()
+
+
+def test_a_recipe_behind_a_link_is_in_the_report_once(outputs: Path, tool: Callable, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("one", "two"):
+        (linked / name).symlink_to(outputs / "smollm2-african-history")
+    (linked / "itself").symlink_to(linked)
+    assert [system.name for system in inputs.load(linked)] == ["base", "lora", "qlora"]
+    assert tool("report", linked).returncode == 0

@@ -1,16 +1,6 @@
-"""tools/lora_recipes/tables.py and reporting.py: figures as they are written."""
+"""Figures as they are written."""
 
-from pathlib import Path
-
-from lora_recipes.report import recipe_tables, systems
 from lora_recipes.results import tables
-
-
-def test_the_mean_loss_weights_a_logged_loss_by_the_steps_that_it_covers() -> None:
-    logged = [{"step": 2, "loss": 4.0}, {"step": 3, "loss": 1.0}]
-    system = systems.System(Path(), {}, logged)
-    assert recipe_tables._mean_loss(system) == 3.0
-    assert recipe_tables._mean_loss(systems.System(Path(), {}, [*logged, {"step": 3, "train_loss": 2.5}])) == 2.5
 
 
 def test_figures_are_written_so_that_they_can_be_read() -> None:

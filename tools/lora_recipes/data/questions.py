@@ -15,6 +15,10 @@ from lora_recipes.support import files
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".gguf"}
 
 
+_NOT_ASKED = ("output_dir", "adapter", "plugins", "deepspeed", "load_in_4bit", "bf16", "fp16", "attn_implementation")
+"""Keys in which run files may differ, beside those of LoRA, that ask the same questions in the same tokens."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One row of a split: its place from 0, its texts, its prompt and its reference answer as tokens."""
@@ -53,6 +57,12 @@ def load(run: RunFile, tokenizer: Any, split: str) -> tuple[list[Question], str]
     if not found:
         raise run.error("test_datasets", f"missing: the run file has no {split} rows; name another --split.")
     return found, mismatch
+
+
+def asked_alike(run: RunFile) -> str:
+    """What is equal for run files whose questions have the same tokens: all but what trains or loads the model."""
+    told = {key: value for key, value in run.config.items() if key not in _NOT_ASKED and not key.startswith("lora_")}
+    return repr((run.anchor, told))
 
 
 def end_tokens(run: RunFile, tokenizer: Any) -> list[int]:

@@ -4,18 +4,17 @@ import contextlib
 import fcntl
 import json
 import os
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lora_recipes.data.questions import Question
 from lora_recipes.inference.decoding import Reply, Respond
+from lora_recipes.results import answers
 from lora_recipes.support import files
 
 import click
-
-_COLUMNS = {"row", "question", "reference", "answer", "finished", "new_tokens", "reference_nats", "settings"}
 
 
 @contextlib.contextmanager
@@ -41,75 +40,68 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def kept(path: Path, hashes: dict[int, str]) -> dict[int, dict[str, Any]]:
-    """Row -> saved answer, of those given under the hash of their row; call it with the lock held.
+class AnswersFile:
+    """The answers of one system to a split, by row; to be opened and written with the lock of the file held."""
+
+    def __init__(self, path: Path, hashes: dict[int, str]) -> None:
+        self.path, self.hashes = path, hashes
+        self.answers = _load_and_quarantine(path, hashes)
+
+    @property
+    def batch_size(self) -> int | None:
+        """That of the last answer, so that a restart goes on with it."""
+        sizes = [answer.get("batch_size") for answer in self.answers.values()]
+        return sizes[-1] if sizes else None
+
+    def unanswered(self, questions: list[Question]) -> set[int]:
+        """The rows of the questions that have no answer."""
+        return {question.row for question in questions} - self.answers.keys()
+
+    def append(self, given: list[dict[str, Any]]) -> None:
+        _append(self.path, given)
+        self.answers |= {answer["row"]: answer for answer in given}
+
+
+def _load_and_quarantine(path: Path, hashes: dict[int, str]) -> dict[int, dict[str, Any]]:
+    """Row -> saved answer, of those given under the hash of their row.
 
     Lines that are damaged, as after a crash, are dropped; answers under another hash go to a file
     with the suffix .old. Either is said on stderr.
     """
-    data = path.read_bytes() if path.exists() else b""
-    found: dict[int, dict[str, Any]] = {}
-    foreign, damaged = [], 0
-    for line in data.split(b"\n"):
-        answer = _parsed(line)
-        if answer is None:
-            damaged += bool(line)
-        elif hashes.get(answer["row"]) == answer["settings"]:
-            found[answer["row"]] = answer
-        else:
-            foreign.append(answer)
+    saved, damaged = answers.read(path)
+    found = {answer["row"]: answer for answer in saved if hashes.get(answer["row"]) == answer["settings"]}
+    foreign = [answer for answer in saved if hashes.get(answer["row"]) != answer["settings"]]
     name = files.relative(path)
     if damaged:
-        click.echo(f"{name}: {damaged} damaged line dropped; its question is asked again", err=True)
+        click.echo(f"{name}: {len(damaged)} damaged line dropped; its question is asked again", err=True)
     if foreign:
         old = path.with_name(f"{path.name}.old")
         _append(old, foreign)
         click.echo(
             f"{name}: {len(foreign)} answers of another model, adapter, prompt or setting moved to {old.name}", err=True
         )
-    if data != (whole := _text(list(found.values()))):
+    whole = _text(list(found.values()))
+    if path.exists() and path.read_bytes() != whole:
         files.write_text(path, whole.decode())
     return found
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(answer, dict) and set(answer) >= _COLUMNS and isinstance(answer["row"], int)
-    return answer if whole else None
+def _text(given: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in given).encode()
 
 
-def _text(answers: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode()
-
-
-def _append(path: Path, answers: list[dict[str, Any]]) -> None:
+def _append(path: Path, given: list[dict[str, Any]]) -> None:
     with files.as_click_errors(path), path.open("ab") as file:
-        file.write(_text(answers))
+        file.write(_text(given))
         file.flush()
         os.fsync(file.fileno())
 
 
-def missing(path: Path, hashes: dict[int, str], questions: list[Question]) -> list[Question]:
-    """The questions without an answer in the file."""
-    answers = kept(path, hashes)
-    return [question for question in questions if question.row not in answers]
-
-
-def recorded_batch_size(path: Path, hashes: dict[int, str]) -> int | None:
-    """The batch size that the last of the kept answers was given in, so that a restart goes on with it."""
-    sizes = [answer.get("batch_size") for answer in kept(path, hashes).values()]
-    return sizes[-1] if sizes else None
-
-
 def answer(
-    path: Path,
+    file: AnswersFile,
     respond: Respond,
     tokenizer: Any,
     questions: list[Question],
-    hashes: dict[int, str],
     end_tokens: list[int],
     batch_size: int,
     label: str,
@@ -124,10 +116,10 @@ def answer(
     """
     import torch
 
-    wanted = {question.row for question in missing(path, hashes, questions)}
+    wanted = file.unanswered(questions)
     order = sorted(questions, key=lambda question: (-len(question.prompt_ids), question.row))
     start = 0
-    with _progress(len(questions), len(questions) - len(wanted), label) as advance:
+    with _progress(len(questions), len(questions) - len(wanted), label) as bar:
         while start < len(order):
             batch = order[start : start + batch_size]
             if rows := wanted & {question.row for question in batch}:
@@ -140,18 +132,18 @@ def answer(
                     click.echo(f"{label}: out of memory; going on with batches of {batch_size}", err=True)
                     continue
                 lines = [
-                    _line(question, reply, tokenizer, hashes, end_tokens) | {"batch_size": batch_size}
+                    _line(question, reply, tokenizer, file.hashes[question.row], end_tokens)
+                    | {"batch_size": batch_size}
                     for question, reply in zip(batch, replies, strict=True)
+                    if question.row in rows
                 ]
-                _append(path, [line for line in lines if line["row"] in rows])
-                advance(len(rows))
+                file.append(lines)
+                bar.update(len(rows))
             start += len(batch)
     return len(wanted), batch_size
 
 
-def _line(
-    question: Question, reply: Reply, tokenizer: Any, hashes: dict[int, str], end_tokens: list[int]
-) -> dict[str, Any]:
+def _line(question: Question, reply: Reply, tokenizer: Any, settings: str, end_tokens: list[int]) -> dict[str, Any]:
     ids = reply.token_ids
     return {
         "row": question.row,
@@ -161,28 +153,27 @@ def _line(
         "finished": bool(ids) and ids[-1] in end_tokens,
         "new_tokens": len(ids),
         "reference_nats": round(reply.reference_nats, 6),
-        "settings": hashes[question.row],
+        "settings": settings,
     }
 
 
-@contextlib.contextmanager
-def _progress(total: int, done: int, label: str) -> Iterator[Any]:
-    """A bar on a terminal; in a pipe a line at the start, every 20 s, and at the end."""
-    import sys
+def _progress(total: int, done: int, label: str) -> Any:
+    """A bar on a terminal; elsewhere a line at the start, every 20 s, and at the end."""
+    from tqdm import tqdm
 
     if sys.stderr.isatty():
-        with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True) as bar:
-            bar.update(done)
-            yield bar.update
-        return
-    count, said = done, time.monotonic()
-    click.echo(f"{label}: {count}/{total} answered", err=True)
+        return tqdm(total=total, initial=done, desc=label)
+    line = "{desc}: {n_fmt}/{total_fmt} answered"
+    pause = {"mininterval": 20, "maxinterval": 20}
+    return tqdm(total=total, initial=done, desc=label, bar_format=line, file=_Lines(), **pause)
 
-    def advance(more: int) -> None:
-        nonlocal count, said
-        count += more
-        if count == total or time.monotonic() - said > 20:
-            said = time.monotonic()
-            click.echo(f"{label}: {count}/{total} answered", err=True)
 
-    yield advance
+class _Lines:
+    """A file in which each state of a bar is a line of stderr."""
+
+    def write(self, text: str) -> None:
+        if said := text.strip():
+            click.echo(said, err=True)
+
+    def flush(self) -> None:
+        """Each line is flushed when it is written."""

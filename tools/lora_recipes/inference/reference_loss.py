@@ -6,13 +6,13 @@ from typing import Any
 def left_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
     """`input_ids` and `attention_mask`, int64 tensors [rows, longest row], padded on the left."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    longest = max(len(ids) for ids in rows)
-    ids = [[pad] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    ids = [torch.tensor(row) for row in rows]
+    seen = [torch.ones_like(row) for row in ids]
     return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad, padding_side="left").to(device),
+        "attention_mask": pad_sequence(seen, batch_first=True, padding_side="left").to(device),
     }
 
 

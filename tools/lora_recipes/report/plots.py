@@ -3,8 +3,8 @@
 import io
 from typing import Any
 
-from lora_recipes.report import systems
-from lora_recipes.report.systems import System
+from lora_recipes.report import inputs
+from lora_recipes.results.systems import System
 
 # Okabe and Ito's palette, told apart by colour-blind eyes; black is the base's.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#A6761D"]
@@ -15,14 +15,14 @@ _SMOOTH_FROM = 60
 
 def losses(measured: list[System]) -> bytes | None:
     """Train and validation loss (nats a token) against the optimizer step, one panel a recipe."""
-    trained = [system for system in measured if systems.losses(system, "loss")]
+    trained = [system for system in measured if system.losses("loss")]
     if not trained:
         return None
     figure, axes = stacked([3.6] * len(_recipes(trained)))
     colours = _colours(measured)
     for axis, recipe in zip(axes, _recipes(trained), strict=True):
         members = [system for system in trained if system.recipe == recipe]
-        logged = max(len(systems.losses(system, "loss")) for system in members)
+        logged = max(len(system.losses("loss")) for system in members)
         window = logged // 20 if logged >= _SMOOTH_FROM else 1
         for index, system in enumerate(members):
             # Variants that train alike lie on each other: the earlier, wider lines stay visible.
@@ -35,11 +35,11 @@ def losses(measured: list[System]) -> bytes | None:
 
 
 def _loss_line(axis: Any, system: System, colour: str, window: int, extra: float) -> None:
-    steps, values = zip(*systems.losses(system, "loss"), strict=True)
+    steps, values = zip(*system.losses("loss"), strict=True)
     if window > 1:
         axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.25)
     axis.plot(steps, _running_mean(values, window), color=colour, linewidth=1.5 + 1.1 * extra, solid_capstyle="round")
-    if evaluated := systems.losses(system, "eval_loss"):
+    if evaluated := system.losses("eval_loss"):
         style = {"linestyle": ":", "linewidth": 1.2, "marker": "o", "markerfacecolor": "white"}
         axis.plot(*zip(*evaluated, strict=True), color=colour, markersize=4.5 + 1.6 * extra, **style)
 
@@ -95,7 +95,7 @@ def _points(recipe: str, measured: list[System]) -> list[dict[str, Any]]:
         if system.recipe == recipe and isinstance(score := system.metrics.get("bertscore_f1"), dict)
     ]
     models = {system.scored_with for system in measured if system.recipe == recipe}
-    for row in systems.published(recipe):
+    for row in inputs.published(recipe):
         # Figures of another scoring model have no place on the same axis.
         if "bertscore_f1" in row["metrics"] and models <= {"", row["bertscore_model"]}:
             name = f"{row['publisher']}: {row['system']}"

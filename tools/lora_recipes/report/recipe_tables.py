@@ -2,23 +2,15 @@
 
 from typing import Any
 
-from lora_recipes.report import systems
-from lora_recipes.report.systems import System
+from lora_recipes.evaluation import metrics
+from lora_recipes.report import inputs
+from lora_recipes.results.systems import System
 from lora_recipes.results.tables import difference, duration, interval, number
-
-NAMES = {
-    "bertscore_f1": ("BERTScore F1", "higher is better"),
-    "bertscore_precision": ("BERTScore precision", "higher is better"),
-    "bertscore_recall": ("BERTScore recall", "higher is better"),
-    "cross_entropy": ("Cross-entropy of the reference answers", "nats a token, lower is better"),
-    "perplexity": ("Perplexity of the reference answers", "lower is better"),
-}
-"""Title and reading of the metrics of tools/eval.py; those of tools/benchmark.py keep their names."""
 
 
 def recipe_section(recipe: str, measured: list[System]) -> dict[str, Any]:
     """The tables of one recipe and the lines under them, ready for the templates."""
-    published = systems.published(recipe)
+    published = inputs.published(recipe)
     made = [_metric_table(name, measured, published) for name in _metric_names(measured, published)]
     made += [_counts_table(measured), _training_table(measured, published)]
     return {
@@ -30,16 +22,17 @@ def recipe_section(recipe: str, measured: list[System]) -> dict[str, Any]:
 
 
 def _metric_names(measured: list[System], published: list[dict[str, Any]]) -> list[str]:
-    """Those of evaluation in the order of NAMES, then the benchmark's by name."""
+    """Those of evaluation in the order of their modules, then the benchmark's by name."""
     found = {name for row in published for name in row["metrics"]}
     for system in measured:
         benchmark = system.section("benchmark").get("metrics") or {}
         found |= {name for name, value in system.metrics.items() if isinstance(value, dict) or name in benchmark}
-    return [name for name in NAMES if name in found] + sorted(found - set(NAMES))
+    known = metrics.titles()
+    return [name for name in known if name in found] + sorted(found - set(known))
 
 
 def _metric_table(name: str, measured: list[System], published: list[dict[str, Any]]) -> dict[str, Any]:
-    title, note = NAMES.get(name, (name, "higher is better"))
+    title, note = metrics.titles().get(name, (name, "higher is better"))
     if name.startswith("bertscore"):
         note = f"{note}; {_scored_with(measured, published)}"
     rows = [_row(system.name, *_metric_cells(system, name)) for system in measured if name in system.metrics]
@@ -117,7 +110,7 @@ def _training_table(measured: list[System], published: list[dict[str, Any]]) -> 
 def _training_cells(system: System) -> list[str]:
     training = system.section("training")
     metrics = training.get("metrics") or {}
-    evaluated = systems.losses(system, "eval_loss")
+    evaluated = system.losses("eval_loss")
     steps = [entry["step"] for entry in system.history]
     memory = training.get("peak_memory_mb")
     return [
@@ -133,10 +126,10 @@ def _training_cells(system: System) -> list[str]:
 
 def _mean_loss(system: System) -> float | None:
     """transformers' train_loss where logged, else the logged losses weighted by the steps each covers."""
-    if whole := systems.losses(system, "train_loss"):
+    if whole := system.losses("train_loss"):
         return whole[-1][1]
     total, before = 0.0, 0
-    for step, loss in systems.losses(system, "loss"):
+    for step, loss in system.losses("loss"):
         total, before = total + loss * (step - before), step
     return total / before if before else None
 

@@ -1,16 +1,14 @@
 """Saved answers of several systems, row by row: read, matched, and the rows worth reading picked."""
 
-import functools
-import json
 import math
 import random
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.report import pages
-from lora_recipes.results import result_files
+from lora_recipes.results import answers, systems
+from lora_recipes.results.systems import System
 
 import click
 
@@ -18,85 +16,70 @@ SEED = 42
 """Of the random rows: the same answers give the same page."""
 
 
-@dataclass
-class System:
-    """One system's answers in row order, its `evaluation` section, and its F1 an answer where scored."""
+@dataclass(frozen=True)
+class Answered:
+    """A system's answers in row order, its `evaluation` section, and its F1 an answer; empty when not scored."""
 
-    name: str
+    system: System
     answers: list[dict[str, Any]]
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any]
+    f1: list[float]
 
-    @functools.cached_property
-    def f1(self) -> list[float]:
-        """BERTScore F1 of each answer; empty when the answers were not scored."""
-        found = self.evaluation.get("scores", {}).get("f1") or []
-        return [float(value) for value in found] if len(found) == len(self.answers) else []
+    @property
+    def name(self) -> str:
+        return self.system.name
 
 
-def load(runs: list[RunFile], split: str, base: bool) -> list[System]:
+def load(runs: list[RunFile], split: str, base: bool) -> list[Answered]:
     """The base, where its answers exist or `base` asks for it, and the system of each run file.
 
     Raises click.ClickException when answers are missing or damaged, or systems answered other rows.
     """
-    places = [(run, False) for run in runs]
-    if base or answers_path(runs[0], split, base=True).is_file():
-        places.insert(0, (runs[0], True))
-    systems = [_system(run, split, base=is_base) for run, is_base in places]
-    for other in systems[1:]:
-        _require_same_rows(systems[0], other, split)
-        _require_same_settings(systems[0], other)
-    return systems
+    chosen = [systems.of_run(run, run.output_dir) for run in runs]
+    bare = systems.of_run(runs[0], None)
+    if base or bare.answers_path(split).is_file():
+        chosen.insert(0, bare)
+    found = [_answered(system, split) for system in chosen]
+    for other in found[1:]:
+        _require_same_rows(found[0], other, split)
+        _require_same_settings(found[0], other)
+    return found
 
 
-def answers_path(run: RunFile, split: str, base: bool = False) -> Path:
-    """Where tools/eval.py keeps the answers to a split."""
-    return result_files.folder(run, base) / f"answers-{split}.jsonl"
-
-
-def _system(run: RunFile, split: str, base: bool) -> System:
-    path = answers_path(run, split, base)
-    if not path.is_file():
-        what = "the base model" if base else run.variant
-        command = f"tools/eval.py {run.name}{' --base' if base else ''}{f' --split {split}' if split != 'test' else ''}"
-        raise click.ClickException(f"{path}: no answers of {what} yet; run `{command}` first.")
-    result_path = path.with_name("result.json")
-    result = result_files.read(result_path) if result_path.is_file() else {}
-    evaluation = result.get("evaluation" if split == "test" else f"evaluation-{split}") or {}
-    answers = read_answers(path)
+def _answered(system: System, split: str) -> Answered:
+    evaluation = system.section(systems.evaluation_kind(split))
     # Beyond a --limit, answers of an earlier evaluation stay in the file.
-    scored = [answer for answer in answers if answer["row"] < evaluation.get("rows", math.inf)]
-    return System("base" if base else run.variant, scored, evaluation)
+    rows = evaluation.get("rows", math.inf)
+    found = [answer for answer in _read(system, split) if answer["row"] < rows]
+    f1 = [float(value) for value in evaluation.get("scores", {}).get("f1") or []]
+    return Answered(system, found, evaluation, f1 if len(f1) == len(found) else [])
 
 
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The lines of an answers file, in row order.
-
-    Raises click.ClickException, naming the line, for one that is damaged, and for a file without any.
-    """
+def _read(system: System, split: str) -> list[dict[str, Any]]:
+    """A system's answers in row order, with texts that any page can hold."""
+    path = system.answers_path(split)
+    if not path.is_file():
+        is_base = system.name == systems.BASE
+        command = f"tools/eval.py {system.run.name}{' --base' if is_base else ''}"
+        command += f" --split {split}" if split != "test" else ""
+        what = "the base model" if is_base else system.name
+        raise click.ClickException(f"{path}: no answers of {what} yet; run `{command}` first.")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        found, damaged = answers.read(path)
+    except OSError as error:
         raise click.ClickException(f"{path}: cannot be read ({error}); run tools/eval.py again.") from None
-    answers = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            answer = json.loads(line)
-            answers[int(answer["row"])] = {
-                **answer,
-                **{name: pages.clean(str(answer[name])) for name in ("question", "reference", "answer")},
-            }
-        except (ValueError, KeyError, TypeError):
-            raise click.ClickException(
-                f"{path}, line {number}: not an answer of tools/eval.py; run it again, it keeps the whole lines."
-            ) from None
-    if not answers:
+    if damaged:
+        raise click.ClickException(
+            f"{path}, line {damaged[0]}: not an answer of tools/eval.py; run it again, it keeps the whole lines."
+        )
+    if not found:
         raise click.ClickException(f"{path}: holds no answers; run tools/eval.py again.")
-    return [answers[row] for row in sorted(answers)]
+    shown = ("question", "reference", "answer")
+    by_row = {answer["row"]: answer | {name: pages.clean(str(answer[name])) for name in shown} for answer in found}
+    return [by_row[row] for row in sorted(by_row)]
 
 
-def _require_same_rows(first: System, other: System, split: str) -> None:
+def _require_same_rows(first: Answered, other: Answered, split: str) -> None:
     remedy = "run tools/eval.py for both with the same data, --split and --limit."
     count, others = len(first.answers), len(other.answers)
     if count != others:
@@ -110,13 +93,13 @@ def _require_same_rows(first: System, other: System, split: str) -> None:
                 )
 
 
-def _require_same_settings(first: System, other: System) -> None:
+def _require_same_settings(first: Answered, other: Answered) -> None:
     """Answers of another length limit and scores of another model do not compare."""
     for part, key, option in (
         ("settings", "max_new_tokens", "--max-new-tokens"),
         ("scoring", "bert_score_hash", "--score-model"),
     ):
-        one, two = ((system.evaluation.get(part) or {}).get(key) for system in (first, other))
+        one, two = ((answered.evaluation.get(part) or {}).get(key) for answered in (first, other))
         if one != two and None not in (one, two):
             raise click.ClickException(
                 f"{first.name} and {other.name} were evaluated with different settings ({key}: {one} and {two}); "
@@ -124,14 +107,12 @@ def _require_same_settings(first: System, other: System) -> None:
             )
 
 
-def gains(systems: list[System]) -> list[float]:
+def gains(found: list[Answered]) -> list[float]:
     """F1 of the first variant less F1 of the base, a row; its F1 alone without a base; empty if unscored."""
-    variants = [system for system in systems if system.name != "base"]
-    base = [system for system in systems if system.name == "base"]
-    first = variants[0].f1
-    if not base:
+    first = next(answered.f1 for answered in found if answered.name != systems.BASE)
+    if found[0].name != systems.BASE:
         return first
-    return [new - old for new, old in zip(first, base[0].f1, strict=True)] if first and base[0].f1 else []
+    return [new - old for new, old in zip(first, found[0].f1, strict=True)] if first and found[0].f1 else []
 
 
 def pick(gain: list[float], rows: int, count: int) -> dict[str, list[int]]:

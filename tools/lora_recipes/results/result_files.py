@@ -18,6 +18,8 @@ from lora_recipes.support import files
 
 import click
 
+NAME = "result.json"
+
 PACKAGES = ("torch", "transformers", "peft", "axolotl", "deepspeed", "bitsandbytes", "lm_eval", "bert-score")
 
 
@@ -57,7 +59,7 @@ def folder(run: RunFile, base: bool = False) -> Path:
 
 def update(run: RunFile, kind: str, content: dict[str, Any], base: bool = False) -> Path:
     """Put one section (training, evaluation, benchmark, merge) into the system's result.json."""
-    path = folder(run, base) / "result.json"
+    path = folder(run, base) / NAME
     with files.locked(path):
         fresh: dict[str, Any] = {"recipe": run.recipe, "variant": "base" if base else run.variant}
         result = read(path) if path.exists() else fresh
@@ -136,7 +138,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def finished(run: RunFile) -> bool:
     """Whether this very run file was trained to its end: its adapter is there and its result notes it."""
-    path = run.output_dir / "result.json"
+    path = run.output_dir / NAME
     if not path.exists() or not (run.output_dir / "adapter_model.safetensors").exists():
         return False
     return bool(read(path).get("training", {}).get("run_file", {}).get("sha256") == run.sha256)

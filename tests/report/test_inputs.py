@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from lora_recipes.report import systems
+from lora_recipes.report import inputs
 
 import pytest
 
@@ -24,11 +24,11 @@ PHI4_MINI, PHI15 = 3_836_021_760, 1_418_270_720
 
 
 def settings(recipe: str) -> dict[str, Any]:
-    return dict(json.loads(systems.PUBLISHED.read_text())["settings"][recipe])
+    return dict(json.loads(inputs.PUBLISHED.read_text())["settings"][recipe])
 
 
 def test_the_published_scores_are_those_of_the_reference_project() -> None:
-    rows = systems.published("phi4-mini-african-history")
+    rows = inputs.published("phi4-mini-african-history")
     assert [row["system"] for row in rows] == list(SCORES)
     for row in rows:
         adapter, f1, mmlu, truthful = SCORES[row["system"]]
@@ -38,14 +38,14 @@ def test_the_published_scores_are_those_of_the_reference_project() -> None:
 
 def test_the_published_training_figures_fit_each_other() -> None:
     """Rows, seconds and rows a second, steps, epochs and batch: a wrong digit in any one fits the others no more."""
-    (row,) = (row["training"] for row in systems.published("phi4-mini-african-history") if "training" in row)
+    (row,) = (row["training"] for row in inputs.published("phi4-mini-african-history") if "training" in row)
     run, rows = settings("phi4-mini-african-history"), settings("phi4-mini-african-history")["splits"]["train"]
     peft = run["hyperparameters"]["peft"]
     assert peft["samples_per_second"] == pytest.approx(rows * peft["epochs"] / row["seconds"], abs=0.005)
     batch = peft["micro_batch_size"] * peft["gradient_accumulation_steps"]
     assert row["steps"] == peft["epochs"] * math.ceil(rows / batch)
     assert peft["all_parameters"] - row["trainable_parameters"] == PHI4_MINI
-    (phi,) = systems.published("phi1.5-alpaca-gpt4")
+    (phi,) = inputs.published("phi1.5-alpaca-gpt4")
     qlora = settings("phi1.5-alpaca-gpt4")["hyperparameters"]["qlora"]
     assert phi["training"]["steps"] == qlora["max_steps"]
     assert qlora["all_parameters"] - phi["training"]["trainable_parameters"] == PHI15
@@ -63,5 +63,5 @@ def test_the_published_splits_are_those_of_their_fractions() -> None:
 
 
 def test_every_published_figure_names_its_source() -> None:
-    rows = [row for recipe in systems.published_recipes() for row in systems.published(recipe)]
+    rows = [row for recipe in inputs.published_recipes() for row in inputs.published(recipe)]
     assert len(rows) == 6 and all(row["source"].startswith("https://") and row["publisher"] for row in rows)

@@ -1,13 +1,23 @@
-"""Scores of answers: BERTScore against the references, cross-entropy of the references themselves."""
+"""BERTScore of the answers against the references."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_recipes.data import questions
+from lora_recipes.evaluation.metrics import Answers
 from lora_recipes.models import bundled
 
 import click
+
+TITLES = {
+    "bertscore_f1": ("BERTScore F1", "higher is better"),
+    "bertscore_precision": ("BERTScore precision", "higher is better"),
+    "bertscore_recall": ("BERTScore recall", "higher is better"),
+}
+HEADING = "BERTScore F1"
+PREFIX = "bertscore_"
 
 EMBEDDED = "all-MiniLM-L6-v2"
 PUBLISHED = "roberta-large"
@@ -62,6 +72,15 @@ class Scorer:
         return sum(len(ids) > self.limit for ids in encoded)
 
 
+def score(answers: Answers) -> dict[str, list[float]]:
+    return load(answers.score_model).score(answers.texts, answers.references)
+
+
+def summary(answers: Answers, means: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"cut_texts": load(answers.score_model).count_cut([*answers.texts, *answers.references])}
+
+
+@functools.cache
 def load(model: str | None) -> Scorer:
     """The BERTScore model: the embedded all-MiniLM-L6-v2, or a name that bert_score knows, or a folder.
 

@@ -1,15 +1,16 @@
-"""Systems as a report reads them: result files, logged losses, and the figures that others published."""
+"""What a report is made of: the results below a folder and the figures that others published."""
 
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lora_recipes import ROOT
 from lora_recipes.rendering import render
 from lora_recipes.results import result_files
+from lora_recipes.results.systems import BASE, System
 from lora_recipes.support import files
 
 import click
@@ -18,50 +19,17 @@ PUBLISHED = ROOT / "results" / "published.json"
 _ABSOLUTE = re.compile(r"(?<![\w./:~-])/(?:[\w.+@~-]+/)*[\w.+@~-]+")
 
 
-@dataclass(frozen=True)
-class System:
-    """One system's result file and the losses that were logged while it was trained."""
-
-    path: Path
-    result: dict[str, Any]
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def recipe(self) -> str:
-        return str(self.result["recipe"])
-
-    @property
-    def name(self) -> str:
-        return str(self.result["variant"])
-
-    def section(self, kind: str) -> dict[str, Any]:
-        found = self.result.get(kind)
-        return found if isinstance(found, dict) else {}
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """The scores of evaluation and benchmark under their names."""
-        return {**(self.section("evaluation").get("metrics") or {}), **(self.section("benchmark").get("metrics") or {})}
-
-    @property
-    def scored_with(self) -> str:
-        """The BERTScore model; '' when unknown."""
-        return str((self.section("evaluation").get("scoring") or {}).get("model", ""))
-
-
 def load(folder: Path) -> list[System]:
     """The systems measured below a folder, by recipe and then name, base first.
 
     They lie in result.json files as the tools write them, or in <recipe>/<variant>.json as published.
     Raises click.ClickException for a file that is truncated or foreign.
     """
-    paths = sorted(folder.rglob("result.json")) or published_files(folder)
+    paths = sorted(_result_files(folder)) or published_files(folder)
     found: dict[tuple[str, str], System] = {}
     for path in paths:
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue  # a folder that is still being written
         result = result_files.read(path)
-        system = System(path, result, _history(path.parent, result))
+        system = System(str(result["recipe"]), str(result["variant"]), path)
         _require_plain_name(system)
         other = found.setdefault((system.recipe, system.name), system)
         if other is not system:
@@ -69,6 +37,18 @@ def load(folder: Path) -> list[System]:
                 f"{path}: {system.recipe} {system.name} is also in {other.path}; give the folder of one of them."
             )
     return sorted(found.values(), key=_order)
+
+
+def _result_files(folder: Path) -> Iterator[Path]:
+    """Those below a folder, through links too; a folder with a dot before its name is still being written."""
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()  # a link to where it lies, or a second one
+        elif result_files.NAME in names:
+            yield Path(here) / result_files.NAME
+        seen.add(real)
 
 
 def published_files(folder: Path) -> list[Path]:
@@ -86,29 +66,8 @@ def _require_plain_name(system: System) -> None:
 
 def _order(system: System) -> tuple[str, int, str]:
     """By recipe, base first, then the variants as recipes/ has them, then the others by name."""
-    known = ("base", *render.usual())
+    known = (BASE, *render.usual())
     return system.recipe, known.index(system.name) if system.name in known else len(known), system.name
-
-
-def _history(folder: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """log_history of the training section, else of the trainer state beside it or of the last checkpoint."""
-    logged = (result.get("training") or {}).get("log_history")
-    if logged is None and not (state := folder / "trainer_state.json").is_file():
-        checkpoints = folder.glob("checkpoint-*/trainer_state.json")
-        numbered = [path for path in checkpoints if path.parent.name.partition("-")[2].isdigit()]
-        state = max(numbered, key=lambda path: int(path.parent.name.partition("-")[2]), default=state)
-    if logged is None and state.is_file():
-        try:
-            logged = json.loads(state.read_text(encoding="utf-8"))["log_history"]
-        except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"{state}: not a whole trainer state; delete it, or train again.") from None
-    return [entry for entry in logged or [] if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
-
-
-def losses(system: System, name: str) -> list[tuple[int, float]]:
-    """(optimizer step, nats a token) of `loss` or `eval_loss`, the last value of each step."""
-    found = {entry["step"]: float(entry[name]) for entry in system.history if isinstance(entry.get(name), (int, float))}
-    return sorted(found.items())
 
 
 def published(recipe: str) -> list[dict[str, Any]]:

@@ -1,13 +1,11 @@
-"""BERTScore with its traps, and the cross-entropy of references."""
+"""BERTScore with its traps."""
 
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-from lora_recipes.evaluation import scoring
-from lora_recipes.inference import reference_loss
+from lora_recipes.evaluation.metrics import bertscore
 from lora_recipes.models import bundled
 
 import click
@@ -19,28 +17,28 @@ FAR = "Penguins eat fish."
 
 
 @pytest.fixture(scope="module")
-def scorer() -> scoring.Scorer:
-    return scoring.load(None)
+def scorer() -> bertscore.Scorer:
+    return bertscore.load(None)
 
 
 def test_a_tokenizer_without_a_limit_gets_that_of_the_positions() -> None:
     boundless = SimpleNamespace(model_max_length=int(1e30))
     bert = SimpleNamespace(model_type="bert", max_position_embeddings=512, pad_token_id=0)
     roberta = SimpleNamespace(model_type="roberta", max_position_embeddings=514, pad_token_id=1)
-    assert scoring._limit(boundless, bert) == 512
-    assert scoring._limit(boundless, roberta) == 512
-    assert scoring._limit(SimpleNamespace(model_max_length=256), bert) == 256
+    assert bertscore._limit(boundless, bert) == 512
+    assert bertscore._limit(boundless, roberta) == 512
+    assert bertscore._limit(SimpleNamespace(model_max_length=256), bert) == 256
 
 
 @pytest.mark.slow
-def test_the_reference_itself_scores_one_and_a_paraphrase_more_than_a_stranger(scorer: scoring.Scorer) -> None:
+def test_the_reference_itself_scores_one_and_a_paraphrase_more_than_a_stranger(scorer: bertscore.Scorer) -> None:
     found = scorer.score([REFERENCE, CLOSE, FAR], [REFERENCE] * 3)
     assert [found[name][0] for name in ("precision", "recall", "f1")] == pytest.approx([1, 1, 1], abs=1e-4)
     assert found["f1"][1] > found["f1"][2] + 0.2
 
 
 @pytest.mark.slow
-def test_an_empty_answer_scores_zero_and_leaves_its_neighbours_alone(scorer: scoring.Scorer) -> None:
+def test_an_empty_answer_scores_zero_and_leaves_its_neighbours_alone(scorer: bertscore.Scorer) -> None:
     alone = scorer.score([CLOSE, FAR], [REFERENCE] * 2)
     beside = scorer.score([CLOSE, "", FAR, " \n"], [REFERENCE] * 4)
     for name in ("precision", "recall", "f1"):
@@ -50,12 +48,12 @@ def test_an_empty_answer_scores_zero_and_leaves_its_neighbours_alone(scorer: sco
 
 
 @pytest.mark.slow
-def test_an_answer_without_a_token_scores_zero(scorer: scoring.Scorer) -> None:
+def test_an_answer_without_a_token_scores_zero(scorer: bertscore.Scorer) -> None:
     assert scorer.score(["\u200b", CLOSE], [REFERENCE] * 2)["f1"][0] == 0.0
 
 
 @pytest.mark.slow
-def test_texts_beyond_the_limit_are_counted(scorer: scoring.Scorer) -> None:
+def test_texts_beyond_the_limit_are_counted(scorer: bertscore.Scorer) -> None:
     fits, cut = "word " * 510, "word " * 511  # and two special tokens
     assert scorer.limit == 512
     assert scorer.count_cut([fits, cut, cut, REFERENCE]) == 2
@@ -63,7 +61,7 @@ def test_texts_beyond_the_limit_are_counted(scorer: scoring.Scorer) -> None:
 
 
 @pytest.mark.slow
-def test_the_settings_identify_the_model_without_a_path_of_this_machine(scorer: scoring.Scorer) -> None:
+def test_the_settings_identify_the_model_without_a_path_of_this_machine(scorer: bertscore.Scorer) -> None:
     settings = scorer.settings
     assert settings["bert_score_hash"].startswith("all-MiniLM-L6-v2_L6_no-idf_version=")
     assert settings["model_identity"].startswith("sha256:")
@@ -74,14 +72,14 @@ def test_the_settings_identify_the_model_without_a_path_of_this_machine(scorer: 
 
 @pytest.mark.slow
 def test_a_folder_whose_tokenizer_names_no_limit_scores_as_the_embedded_model(
-    scorer: scoring.Scorer, tmp_path: Path
+    scorer: bertscore.Scorer, tmp_path: Path
 ) -> None:
     copy = tmp_path / "scorer"
     shutil.copytree(bundled.scoring_model(), copy)
     config = json.loads((copy / "tokenizer_config.json").read_text())
     del config["model_max_length"]
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
-    other = scoring.load(str(copy))
+    other = bertscore.load(str(copy))
     assert (other.name, other.limit) == ("scorer", 512)
     assert other.score([CLOSE], [REFERENCE]) == scorer.score([CLOSE], [REFERENCE])
     assert other.identity != scorer.identity
@@ -90,46 +88,4 @@ def test_a_folder_whose_tokenizer_names_no_limit_scores_as_the_embedded_model(
 @pytest.mark.slow
 def test_a_scoring_model_out_of_reach_is_one_sentence() -> None:
     with pytest.raises(click.ClickException, match="--score-model no/such: cannot be loaded; give"):
-        scoring.load("no/such")
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=50, initializer_range=0.5, **sizes)).eval()
-
-
-@pytest.mark.slow
-def test_the_cross_entropy_of_a_batch_is_that_of_transformers_row_by_row(tiny: Any) -> None:
-    import torch
-
-    prompts = [[5, 6, 7, 8, 9], [10], [11, 12, 13]]
-    references = [[20, 21, 2], [22, 23, 24, 25, 26, 27, 2], [2]]
-    expected = []
-    for prompt, reference in zip(prompts, references, strict=True):
-        labels = torch.tensor([[-100] * len(prompt) + reference])
-        with torch.no_grad():
-            loss = tiny(input_ids=torch.tensor([prompt + reference]), labels=labels).loss
-        expected.append(loss.item() * len(reference))
-    assert reference_loss.reference_nats(tiny, prompts, references, pad=0) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.slow
-def test_logits_are_made_for_the_references_only(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = []
-    monkeypatch.setattr(tiny, "forward", _recording(tiny.forward, shapes))
-    reference_loss.reference_nats(tiny, [[5] * 30, [6] * 20], [[7, 2], [8, 9, 2]], pad=0)
-    assert shapes == [(2, 3, 50)]
-
-
-def _recording(forward: Any, shapes: list[tuple[int, ...]]) -> Any:
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
-        shapes.append(tuple(output.logits.shape))
-        return output
-
-    return recorded
+        bertscore.load("no/such")
