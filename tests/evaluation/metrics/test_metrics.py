@@ -1,11 +1,13 @@
-"""A metric is one file: found, scored, in the section and in the tables."""
+"""A metric is one file, as CONTRIBUTING.md shows: found, scored, in the section and in the tables."""
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from lora_recipes import ROOT
 from lora_recipes.evaluation import metrics, scorecards
 from lora_recipes.evaluation.metrics import Answers, bertscore, cross_entropy
 from lora_recipes.report import recipe_tables
@@ -14,18 +16,13 @@ from lora_recipes.results.systems import System
 import eval as eval_tool
 import pytest
 
-EXACT_MATCH = """
-TITLES = {"exact_match": ("Exact match", "share of the answers, higher is better")}
-HEADING = "exact match"
-
-def score(answers):
-    return {"exact_match": [float(one == other) for one, other in zip(answers.texts, answers.references)]}
-"""
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def exact_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "exact_match.py").write_text(EXACT_MATCH)
+    (code,) = re.findall(r"metrics/exact_match.py`:\n\n```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    (tmp_path / "exact_match.py").write_text(code)
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
     metrics.modules.cache_clear()
     yield

@@ -7,7 +7,6 @@ that could be pinned here: so scoring runs where the file was put by hand, and o
 the one whose sha256 its user wrote down beside it.
 """
 
-import hashlib
 import importlib.util
 
 from lora_recipes import ROOT
@@ -42,7 +41,7 @@ def require(limit: int | None) -> str:
             f"the parameters of tinyBenchmarks are missing; put {_NAME} from its repository at "
             f"{files.relative(parameters)}"
         )
-    digest = hashlib.sha256(parameters.read_bytes()).hexdigest()
+    digest = files.sha256(parameters)
     expected = files.read_text(written).split()[:1] if written.is_file() else []
     if expected != [digest]:
         told = f"says {expected[0][:12]}…" if expected else "is missing"

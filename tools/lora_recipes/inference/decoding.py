@@ -2,6 +2,9 @@
 
 In float32 the tokens are those of greedy decoding one by one (a test holds that); in bf16 they can
 depend on the neighbours in a batch, as with any batching.
+
+24 questions, 64 tokens at most, SmolLM2-135M with an adapter, float32, one core: 37 s of its time, 33.5 s with
+grouped_query; transformers' generate in one batch, and the references apart, 42 s.
 """
 
 from collections.abc import Callable

