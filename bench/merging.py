@@ -25,7 +25,8 @@ RANK, ALPHA = 16, 32
 WAYS = {
     "peft": "from_pretrained in bf16, merge_and_unload, save_pretrained, as PEFT's documentation has it",
     "axolotl": "axolotl merge-lora, its memory-efficient default",
-    "ours-tensors-only": "tools/merge.py --no-verify: written, read back, compared with base and adapter",
+    "whole-weights": "the same plan and comparison as tools/merge.py --no-verify, one whole weight at a time",
+    "ours-tensors-only": "tools/merge.py --no-verify: written, compared with base and adapter",
     "ours": "tools/merge.py: the same, and divergences measured",
 }
 

@@ -43,7 +43,7 @@ def assert_refused(done: Result, *words: str) -> None:
     assert error.startswith("Error: ") and all(word in error for word in words), error
 
 
-def write_base(folder: Path, tied: bool = False) -> None:
+def write_base(folder: Path, tied: bool = False, **settings: Any) -> None:
     """A random Llama in bfloat16 with a tokenizer of whole words; untied ones in three shards."""
     import torch
     from tokenizers import Tokenizer, pre_tokenizers
@@ -53,7 +53,7 @@ def write_base(folder: Path, tied: bool = False) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": len(WORDS)}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": WORDS.index("<old>")}
-    config = LlamaConfig(**sizes, **heads, initializer_range=0.2, tie_word_embeddings=tied)
+    config = LlamaConfig(**sizes, **heads, initializer_range=0.2, tie_word_embeddings=tied, **settings)
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="5GB" if tied else "100KB")
     words = Tokenizer(tokens.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))

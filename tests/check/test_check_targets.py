@@ -35,6 +35,14 @@ def checked(tmp_path):
         ("lora_target_linear: true", {"target_modules": "all-linear"}),
         ("lora_target_modules: [o_proj]\npeft_use_dora: true", {"target_modules": ["o_proj"], "use_dora": True}),
         (
+            "lora_target_modules: [q_proj]\npeft_layers_to_transform: [1]",
+            {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+        ),
+        (
+            "lora_target_modules: [q_proj]\npeft_trainable_token_indices: [3]",
+            {"target_modules": ["q_proj"], "trainable_token_indices": [3]},
+        ),
+        (
             "lora_target_modules: [q_proj]\nlora_modules_to_save: [lm_head]",
             {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         ),
@@ -55,6 +63,17 @@ def test_parameters_are_counted_as_peft_counts_them(checked, more, options):
 def test_a_part_of_a_name_matches_nothing(checked, name):
     (finding,) = checked(f"lora_target_modules: [o_proj, {name}]\n").findings
     assert finding.severity == "error" and finding.found.startswith(f"{name} matches no layer of LlamaForCausalLM")
+
+
+def test_a_pattern_that_matches_nothing_is_named_under_its_own_key(checked):
+    (finding,) = checked("lora_target_modules: [o_proj]\nlora_rank_pattern: {v_proj: 8}\n").findings
+    assert finding.key == "lora_rank_pattern" and finding.found.startswith("v_proj matches no layer")
+    assert "of 5,712 parameters would be trained" in finding.found
+
+
+def test_what_peft_refuses_is_an_error_in_its_words(checked):
+    (finding,) = checked("lora_target_modules: [o_proj]\npeft_layers_pattern: [layers]\n").findings
+    assert finding.severity == "error" and "`layers_to_transform` must also be specified" in finding.found
 
 
 def test_no_names_at_all_is_an_error_that_names_those_there_are(checked):

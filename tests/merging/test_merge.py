@@ -179,6 +179,65 @@ def test_every_kind_of_adapter_answers_as_its_merge_does(setting: SimpleNamespac
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("said", [True, False])
+def test_layers_that_lie_transposed_are_folded_as_they_lie(
+    originals: Path, setting: SimpleNamespace, said: bool
+) -> None:
+    """GPT-2's, whatever fan_in_fan_out its adapter's settings say: PEFT, too, looks at the layer."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    setting.base = setting.run.parent / "gpt2"
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": len(WORDS)}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).to(torch.bfloat16).save_pretrained(
+        setting.base
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(originals / "base" / name, setting.base)
+    write_adapter(setting.base, setting.adapter, target_modules=["c_attn", "c_proj", "wte"])
+    path = setting.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": said}))
+    setting.run.write_text(RUN.format(base=setting.base, data=setting.data, output_dir=setting.adapter))
+    done = merge(setting.run)
+    assert done.exit_code == 0 and "verified" in done.stdout, done.output
+    found = tensors(setting.merged)
+    expected = peft_model(setting).base_model.model.transformer.h[1].mlp.c_proj
+    expected.merge()
+    assert torch.equal(found["transformer.h.1.mlp.c_proj.weight"], expected.base_layer.weight.to(torch.bfloat16))
+
+
+@pytest.mark.slow
+def test_a_trained_bias_is_added_to_the_bias(setting: SimpleNamespace) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    setting.base = setting.run.parent / "biased"
+    write_base(setting.base, attention_bias=True)
+    write_adapter(setting.base, setting.adapter, target_modules=["q_proj"], lora_bias=True)
+    setting.run.write_text(RUN.format(base=setting.base, data=setting.data, output_dir=setting.adapter))
+    done = merge(setting.run)
+    assert done.exit_code == 0 and "verified" in done.stdout, done.output
+    expected = peft_model(setting).merge_and_unload().state_dict()
+    for name, found in AutoModelForCausalLM.from_pretrained(setting.merged, dtype=torch.bfloat16).state_dict().items():
+        assert torch.equal(found, expected[name].to(torch.bfloat16)), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"lora_bias": True}, "no file holds model.layers.0.self_attn.q_proj.bias"),
+        ({"use_dora": True, "target_modules": ["embed_tokens"]}, "DoraEmbeddingVariant on model.embed_tokens is not"),
+        ({"target_modules": [], "target_parameters": ["up_proj.weight"]}, "target_parameters: "),
+        ({"trainable_token_indices": [3, 5]}, "trainable_token_indices: "),
+    ],
+)
+def test_what_is_not_folded_is_left_to_peft(setting: SimpleNamespace, settings: dict[str, Any], word: str) -> None:
+    write_adapter(setting.base, setting.adapter, **settings)
+    assert_refused(merge(setting.run), word, "PEFT's merge_and_unload")
+
+
+@pytest.mark.slow
 def test_a_dry_run_tells_the_plan_and_writes_nothing(setting: SimpleNamespace) -> None:
     before = sorted(setting.run.parent.rglob("*"))
     done = merge(setting.run, "--dry-run")

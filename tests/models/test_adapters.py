@@ -107,8 +107,10 @@ def test_settings_of_something_else_are_refused(saved, settings, words):
         {"layers_to_transform": [1], "rank_pattern": {"q_proj": 2}, "use_dora": True},
         {"init_lora_weights": "pissa"},
         {"trainable_token_indices": [3, 5]},
+        {"lora_bias": True},
+        {"use_rslora": True, "alpha_pattern": {"layers.1.mlp.down_proj": 32}},
     ],
-    ids=["embeddings", "a saved norm", "parameters", "some layers", "pissa", "tokens"],
+    ids=["embeddings", "a saved norm", "parameters", "some layers", "pissa", "tokens", "biases", "patterns"],
 )
 def test_every_kind_of_adapter_that_peft_saves_is_whole(saved, settings):
     write_adapter(base_of(saved), saved.output_dir, **settings)

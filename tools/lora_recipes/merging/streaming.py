@@ -234,6 +234,9 @@ def fold(weights: Weights, adapted: Any) -> None:
                 a, b = (part[ADAPTER].weight for part in (module.lora_A, module.lora_B))
                 a, b = (b.T, a.T) if getattr(module, "fan_in_fan_out", False) else (a, b)
             weights.added[f"{path}.weight"] = Lora(a, b, module.scaling[ADAPTER], magnitude)
+            if module.lora_bias[ADAPTER]:
+                bias = module.lora_B[ADAPTER].bias * module.scaling[ADAPTER]
+                weights.replaced[f"{path}.bias"] = weights.whole(f"{path}.bias", bias.dtype) + bias
         elif isinstance(module, ModulesToSaveWrapper):
             for key, parameter in module.modules_to_save[ADAPTER].named_parameters():
                 weights.replaced[f"{path}.{key}"] = parameter

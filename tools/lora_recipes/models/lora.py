@@ -1,8 +1,7 @@
 """A run file's LoRA keys as PEFT takes them, and what they match in its base model: PEFT's answers, without weights."""
 
 import copy
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def names_of(model: Any) -> list[str]:
 def matched(config: dict[str, Any], model: Any) -> Matched:
     """Match and count a run file's LoRA keys in a model on torch's meta device, which stays as it is."""
     try:
-        wanted = dataclasses.replace(lora_config(config, model), lora_dropout=0.0)  # PEFT has none for experts
+        wanted = replace(lora_config(config, model), lora_dropout=0.0)  # PEFT has none for experts
     except (KeyError, TypeError, ValueError) as error:
         return Matched({}, {}, 0, 0, f"{type(error).__name__}: {error}")
     by_name: dict[str, tuple[int, int]] = {}
@@ -107,7 +106,7 @@ def matched(config: dict[str, Any], model: Any) -> Matched:
         adapted = _attached(model, wanted)
     except (TypeError, ValueError) as error:
         return Matched(by_name, unmatched | _layers(wanted, model), 0, 0, str(error))
-    unmatched |= _layers(wanted, model) | _patterns(wanted, adapted) | _saved(wanted, adapted)
+    unmatched |= _layers(wanted, model) | _unused(wanted, adapted)
     trained, total = adapted.get_nb_trainable_parameters()
     return Matched(by_name, unmatched, trained, total, "")
 
@@ -141,7 +140,7 @@ def _attached(model: Any, config: "LoraConfig") -> Any:
 
 def _alone(model: Any, config: "LoraConfig", **targets: Any) -> tuple[int, int]:
     """The modules that some targets match by themselves, and the parameters that LoRA trains for them."""
-    alone = dataclasses.replace(config, modules_to_save=None, trainable_token_indices=None, **targets)
+    alone = replace(config, modules_to_save=None, trainable_token_indices=None, **targets)
     try:
         adapted = _attached(model, alone)
     except (TypeError, ValueError):
@@ -152,34 +151,29 @@ def _alone(model: Any, config: "LoraConfig", **targets: Any) -> tuple[int, int]:
 
 
 def _layers(config: "LoraConfig", model: Any) -> dict[str, list[str]]:
-    """Layer numbers without a layer; or the pattern that finds none of them."""
+    """Layer numbers without a layer, or the pattern that finds none of them."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    def absent(**changed: Any) -> list[str]:
-        numbers = _listed(config.layers_to_transform) if config.layers_to_transform != 0 else [0]
-        each = {str(n): dataclasses.replace(config, layers_to_transform=[n], **changed) for n in numbers}
-        names = [name for name, _ in model.named_modules()]
-        return [n for n, one in each.items() if not any(check_target_module_exists(one, name) for name in names)]
-
-    if config.layers_pattern and absent() and not absent(layers_pattern=None):
+    names = [name for name, _ in model.named_modules()]
+    numbers = {str(n): replace(config, layers_to_transform=[n]) for n in _listed(config.layers_to_transform)}
+    absent = [n for n, one in numbers.items() if not any(check_target_module_exists(one, name) for name in names)]
+    if absent and config.layers_pattern and len(absent) == len(numbers):
         return {"peft_layers_pattern": [str(one) for one in _listed(config.layers_pattern)]}
-    return {"peft_layers_to_transform": found} if (found := absent()) else {}
+    return {"peft_layers_to_transform": absent} if absent else {}
 
 
-def _patterns(config: "LoraConfig", adapted: Any) -> dict[str, list[str]]:
+def _unused(config: "LoraConfig", adapted: Any) -> dict[str, list[str]]:
+    """Patterns that are of no adapted layer, and modules to save that are not there."""
+    from peft.utils import ModulesToSaveWrapper
     from peft.utils.other import get_pattern_key
 
     names = [*adapted.base_model.targeted_module_names, *adapted.base_model.targeted_parameter_names]
-    unmatched = {}
-    for key, patterns in (("lora_rank_pattern", config.rank_pattern), ("lora_alpha_pattern", config.alpha_pattern)):
-        if absent := [one for one in patterns or {} if all(get_pattern_key([one], name) != one for name in names)]:
-            unmatched[key] = absent
-    return unmatched
-
-
-def _saved(config: "LoraConfig", adapted: Any) -> dict[str, list[str]]:
-    from peft.utils import ModulesToSaveWrapper
-
     saved = [name for name, module in adapted.named_modules() if isinstance(module, ModulesToSaveWrapper)]
-    absent = [one for one in config.modules_to_save or [] if not any(name.endswith(one) for name in saved)]
-    return {"lora_modules_to_save": absent} if absent else {}
+    found = {
+        key: [one for one in patterns or {} if all(get_pattern_key([one], name) != one for name in names)]
+        for key, patterns in (("lora_rank_pattern", config.rank_pattern), ("lora_alpha_pattern", config.alpha_pattern))
+    }
+    found["lora_modules_to_save"] = [
+        one for one in config.modules_to_save or [] if not any(name.endswith(one) for name in saved)
+    ]
+    return {key: absent for key, absent in found.items() if absent}
