@@ -90,3 +90,14 @@ def test_a_trainer_is_told_when_its_launcher_was_killed(mark):
 def test_without_a_launcher_a_training_outlives_its_shell(monkeypatch):
     monkeypatch.setattr(processes.ctypes, "CDLL", lambda _: pytest.fail("no launcher is there to end with"))
     processes.end_with_launcher()
+
+
+@pytest.mark.parametrize(("environment", "own"), [({"TORCHELASTIC_RUN_ID": "x"}, True), ({}, False)])
+def test_under_torchrun_a_signal_to_the_trainer_s_group_spares_its_loaders(environment, own):
+    code = (
+        "import os; from lora_recipes.support import processes; processes.keep_loaders(); processes.keep_loaders()\n"
+        "if os.fork() == 0: print(os.getpgrp() == os.getpid(), flush=True); os._exit(0)\n"
+        "os.wait()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    assert done.stdout == f"{own}\n", done.stderr

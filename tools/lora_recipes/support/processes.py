@@ -156,12 +156,27 @@ def join(deepspeed: bool) -> None:
         _gather_without_gradient()
 
 
+def launched() -> bool:
+    """Whether a launcher has started this process."""
+    return world_size() > 1 or bool({_ELASTIC, LAUNCHER} & set(os.environ))
+
+
+@functools.cache
+def keep_loaders() -> None:
+    """Give processes that are forked from now on a group each: torchrun sends SIGTERM to its trainers' whole groups.
+
+    A trainer that saves a checkpoint then still needs its data loaders.
+    """
+    if launched():
+        os.register_at_fork(after_in_child=os.setpgrp)
+
+
 def end_with_launcher() -> None:
     """Get SIGTERM when the launcher that started this process is gone: torchrun, when killed, leaves its processes.
 
     Does nothing without a launcher, and elsewhere than on Linux.
     """
-    if not sys.platform.startswith("linux") or not (world_size() > 1 or {_ELASTIC, LAUNCHER} & set(os.environ)):
+    if not sys.platform.startswith("linux") or not launched():
         return
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() == 1 != int(os.environ.get(LAUNCHER, "1")):  # it was gone before that

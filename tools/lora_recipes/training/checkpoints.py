@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_recipes.config.runfile import KEPT, RunFile
 from lora_recipes.models import adapters
-from lora_recipes.support import files
+from lora_recipes.support import files, processes
 
 import click
 from safetensors import SafetensorError, safe_open
@@ -108,6 +108,7 @@ class CheckpointOnSigterm(TrainerCallback):
             raise _Trained
         if state.global_step:
             args.eval_on_start = False  # the interrupted run has done it
+        processes.keep_loaders()
         self._before = signal.signal(signal.SIGTERM, self._tell)
 
     def _tell(self, *_: Any) -> None:
