@@ -23,10 +23,10 @@ def gpt2_run(run_file, tmp_path):
 
 
 def test_layers_of_gpt2_are_adapted(gpt2_run):
-    model = lora_model.adapted(gpt2_run("c_attn"))
+    model = lora_model.attach_lora(gpt2_run("c_attn"))
     assert model.base_model.targeted_module_names == ["transformer.h.0.attn.c_attn"]
 
 
 def test_a_name_that_matches_nothing_is_an_error_that_names_those_there_are(gpt2_run):
     with pytest.raises(click.ClickException, match=r"lora_target_modules\.1: .*q_proj; it has c_attn, c_proj, c_fc"):
-        lora_model.adapted(gpt2_run("c_attn", "q_proj"))
+        lora_model.attach_lora(gpt2_run("c_attn", "q_proj"))
