@@ -4,7 +4,7 @@ import contextlib
 import json
 
 from lora_recipes import ROOT
-from lora_recipes.check import arithmetic, leaks, loading, machine, masks, parity, preflight, validation
+from lora_recipes.check import arithmetic, leaks, loading, machine, masks, parity, parts, preflight, validation
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.validation import Axolotl
 from lora_recipes.config import runfile
@@ -138,7 +138,7 @@ class TestKernels:
         loading.check(subject)
         validation.check(subject, [], axolotl)
         assert subject.report.findings == []
-        assert "cannot be had" in dict(subject.report.unchecked)["base model"]
+        assert "cannot be loaded" in dict(subject.report.unchecked)["base model"]
 
 
 @pytest.mark.slow
@@ -201,6 +201,15 @@ class TestAttention:
 
         bloom = BloomConfig(vocab_size=32, hidden_size=8, n_layer=1, n_head=2)
         assert found(bloom, "eager") == found(bloom, "xformers") == []
+
+
+def test_the_turns_of_a_row_are_where_the_data_set_says(write, tmp_path):
+    row = {"dialog": [{"who": "user", "text": "What is 2?"}, {"who": "assistant", "text": "A number."}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    names = "field_messages: dialog\n    message_property_mappings: {role: who, content: text}"
+    text = RUN.replace("owner/rows", "rows.jsonl").replace("type: alpaca", f"type: chat_template\n    {names}")
+    (part,) = parts.load(CheckedRun(write(text=text)), "datasets")
+    assert part.questions == ["What is 2?"]
 
 
 class TestAFailure:

@@ -13,7 +13,7 @@ def ask(cfg: Any, model: str) -> dict[str, Any]:
     """Load a validated run's base model as far as it goes without weights.
 
     `model` is a folder or a name on the Hub, taken for base_model. The answer is empty where its configuration cannot
-    be had. Otherwise it has the words of an `error` and the kernel `keys` that led to it, none where the
+    be loaded. Otherwise it has the words of an `error` and the kernel `keys` that led to it, none where the
     configuration itself is refused; or `layers`, kernel key -> number of modules that the kernel takes over.
     """
     from axolotl.utils.config import normalize_config

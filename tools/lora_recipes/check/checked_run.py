@@ -66,11 +66,6 @@ class CheckedRun:
         found = value if isinstance(value, list) else []
         return [entry for entry in found if isinstance(entry, dict) and isinstance(entry.get("path"), str)]
 
-    def named(self, key: str) -> dict[str, Any]:
-        """The data set at `datasets.0` and the like, as `entries` counts them."""
-        name, _, index = key.partition(".")
-        return self.entries(name)[int(index)]
-
     def local(self, value: Any) -> Path | None:
         """The file or folder that a value names, when it is on this machine."""
         if not isinstance(value, str) or not value or "://" in value:
@@ -89,7 +84,7 @@ class CheckedRun:
         try:
             return AutoConfig.from_pretrained(self.run.model(), trust_remote_code=False)
         except Exception as error:  # of a dozen types: absent, gated, offline, malformed, of an unknown kind
-            words = f"the configuration of {name} cannot be had ({libraries.reason(error)})"
+            words = f"the configuration of {name} cannot be loaded ({libraries.reason(error)})"
             if self.local(name) and self.run is self.given and not self.config.get("trust_remote_code"):
                 fix = "complete the folder: config.json, the tokenizer's files and the weights"
                 self.error("base-model", "base_model", words, "a model that transformers can load", fix)

@@ -1,4 +1,4 @@
-"""What ends a run when its base model is loaded: attention that the model has not, kernels that do not fit it."""
+"""What ends a run when its base model is loaded: attention that the model lacks, kernels that do not fit it."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def check(checked: CheckedRun) -> None:
 
 
 def report(checked: CheckedRun, load: dict[str, Any]) -> None:
-    """What axolotl_load.ask has found: an error that ends the run, or kernels that are named and act nowhere."""
+    """What axolotl_load.ask has found: an error that ends the run, or kernels that are named and replace no layer."""
     if load.get("error") and not load["keys"]:
         checked.error(
             "axolotl-refuses",

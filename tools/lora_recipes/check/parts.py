@@ -1,7 +1,7 @@
 """The rows of a run file's data sets as they are trained on, whoever defines the prompt.
 
 A prompt spelled out as a mapping is tokenized by lora_recipes.data.prompts; one of Axolotl's own types by Axolotl
-(validation.py). Where the rows cannot be had, a made-up one shows the prompt all the same.
+(validation.py). Where the rows cannot be read, one made-up row shows the prompt.
 """
 
 import functools
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_recipes.check.checked_run import CheckedRun
+from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import prompts, rows, special_tokens
 
 import click
@@ -33,11 +34,11 @@ class Part:
     entry: dict[str, Any]
     rows: list[dict[str, Any]]
     made_up: bool = False
-    """The rows could not be had: one made-up row stands for them."""
+    """The rows could not be read: one made-up row stands for them."""
     format: prompts.PromptFormat | None = None
     """None for a type that Axolotl defines."""
     examples: list[dict[str, list[int]]] = field(default_factory=list)
-    """`input_ids` and `labels` a row, in the order of the rows; empty where they cannot be had."""
+    """`input_ids` and `labels` a row, in the order of the rows; empty where they cannot be tokenized."""
     blank_examples: list[dict[str, list[int]]] = field(default_factory=list)
     """The same of the rows of `blank`."""
 
@@ -85,26 +86,24 @@ def load_test(checked: CheckedRun) -> list[Part]:
     return [Part("datasets.0", entries[0], part_rows, format=fmt) for part_rows, fmt in found]
 
 
-def _readable(checked: CheckedRun) -> Any:
+def _readable(checked: CheckedRun) -> RunFile:
     """The run with the keys of its data sets that say where the rows are, and no others."""
-    import dataclasses
-
-    run = checked.run
-    data = dict(run.config)
-    for key in ("datasets", "test_datasets"):
-        data[key] = [{name: entry[name] for name in entry if name in rows.UNDERSTOOD} for entry in checked.entries(key)]
-    return dataclasses.replace(run, document=dataclasses.replace(run.document, data=data))
+    entries = {
+        key: [{name: entry[name] for name in entry if name in rows.UNDERSTOOD} for entry in checked.entries(key)]
+        for key in ("datasets", "test_datasets")
+    }
+    return checked.run.replaced(**entries)
 
 
 def _load(checked: CheckedRun, key: str, index: int, entry: dict[str, Any]) -> Part | None:
     run, name = _readable(checked), key.partition(".")[0]
-    entry = run.config[name][index]
+    where = run.config[name][index]
     fmt = None
     try:
         if isinstance(entry.get("type"), dict):
             fmt = prompts.prompt_format(run, index, name)
-            return Part(key, entry, rows.load_entry(run, name, index, entry)[0], format=fmt)
-        return Part(key, entry, rows.read(run, name, index, entry).to_list())
+            return Part(key, entry, rows.load_entry(run, name, index, where)[0], format=fmt)
+        return Part(key, entry, rows.read(run, name, index, where).to_list())
     except click.ClickException as error:
         place, _, words = error.message.partition(": ")[2].partition(": ")
         path = checked.local(entry["path"])

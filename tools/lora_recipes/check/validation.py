@@ -119,7 +119,7 @@ def _job(checked: CheckedRun, parts: list[Part], folder: Path) -> dict[str, Any]
     for part in parts:
         for path, rows in ((folder / part.key, part.rows), (folder / f"{part.key}.blank", part.blank[0])):
             path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
-            jobs.append({"entry": _plain(checked.named(part.key)), "rows": str(path)})
+            jobs.append({"entry": _plain(part.entry), "rows": str(path)})
     return {
         "at": str(checked.given.anchor),
         "config": _plain(checked.config),

@@ -59,7 +59,7 @@ def _annotation(annotation: Any, seen: tuple[Any, ...]) -> Any:
 
 
 def _merged(first: Any, second: Any) -> Any:
-    """What either takes: the data set of one trainer has keys that another's has not."""
+    """What either takes: the data sets of some trainers have keys of their own."""
     if isinstance(first, str) and isinstance(second, str):
         return "|".join(sorted({*first.split("|"), *second.split("|")} - {""}))
     first, second = ({"": side} if isinstance(side, str) else side for side in (first, second))

@@ -33,7 +33,7 @@ def _blanked(value: Any, key: str, roles: set[str]) -> Any:
 
 
 def beyond(tokenizer: Any, row: dict[str, Any], found: list[int], blank: list[int]) -> Counter[int]:
-    """The special tokens of a row's ids `found`, counted by id, that the ids of its blanked copy have not.
+    """The special tokens of a row's ids `found`, counted by id, beyond those of its blanked copy.
 
     The unknown token counts only where its text is in the row: it stands for rare characters, too.
     """

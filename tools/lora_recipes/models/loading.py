@@ -1,6 +1,8 @@
 """Tokenizer, base model and adapter of a run file, loaded the way Axolotl 0.19 loads them."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
     from transformers import AutoTokenizer
 
     require_read(run)
-    with _plain_errors(run):
+    with _errors_in_a_sentence(run):
         tokenizer = AutoTokenizer.from_pretrained(run.model(), trust_remote_code=False)
     for name, token in (run.config.get("special_tokens") or {}).items() if special_tokens else ():
         if name != "additional_special_tokens" and token not in tokenizer.get_vocab():
@@ -97,7 +99,7 @@ def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) ->
         options["quantization_config"] = four_bit(dtype)
     if not is_deepspeed_zero3_enabled():  # which shards the weights as they are read
         options["device_map"] = {"": "cpu" if processes.on_cpu() else int(processes.local_rank())}
-    with _plain_errors(run):
+    with _errors_in_a_sentence(run):
         model = AutoModelForCausalLM.from_pretrained(run.model(), **options)
     model.config.use_cache = True
     return model
@@ -110,7 +112,7 @@ def base_without_weights(run: RunFile) -> Any:
     """
     from transformers import AutoConfig
 
-    with _plain_errors(run):
+    with _errors_in_a_sentence(run):
         return without_weights(AutoConfig.from_pretrained(run.model(), trust_remote_code=False))
 
 
@@ -160,23 +162,14 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> Any:
         raise click.ClickException(words) from None
 
 
-class _plain_errors:
-    """transformers' errors about a model that cannot be had, as one sentence."""
-
-    def __init__(self, run: RunFile) -> None:
-        self.run = run
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ImportError, ValueError, KeyError)):
-            words = libraries.reason(error)
-            remedy = (
-                "run `make setup`"
-                if str(self.run.config["base_model"]).startswith(".cache")
-                else "log in and check the name, or give a local folder"
-            )
-            raise self.run.error(
-                "base_model", f"{self.run.config['base_model']} cannot be loaded; {remedy}. ({words})"
-            ) from None
+@contextlib.contextmanager
+def _errors_in_a_sentence(run: RunFile) -> Iterator[None]:
+    """transformers' errors about a model that cannot be loaded, as one sentence."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError, KeyError) as error:
+        name = str(run.config["base_model"])
+        remedy = (
+            "run `make setup`" if name.startswith(".cache") else "log in and check the name, or give a local folder"
+        )
+        raise run.error("base_model", f"{name} cannot be loaded; {remedy}. ({libraries.reason(error)})") from None

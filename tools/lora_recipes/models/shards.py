@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
-from lora_recipes.support import files
+from lora_recipes.support import files, libraries
 
 import click
 
@@ -61,12 +61,10 @@ def base_folder(run: RunFile) -> Path:
     wanted = ["model*.safetensors", INDEX, "config.json", "generation_config.json"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # the Hub's client and its HTTP library raise a score of types
-        words = " ".join(str(error).split())[:200]
-        raise run.error(
-            "base_model",
-            f"{name} cannot be fetched from the Hub; check the name, log in, or give a local folder. ({words})",
-        ) from None
+    except Exception as error:  # the Hub's client and its HTTP library raise a dozen types
+        remedy = "check the name, log in, or give a local folder"
+        words = f"{name} cannot be fetched from the Hub; {remedy}. ({libraries.reason(error)})"
+        raise run.error("base_model", words) from None
 
 
 def tensors_of(folder: Path) -> dict[str, Stored]:
