@@ -17,8 +17,10 @@ import click
 RECIPE = "smollm2-african-history"
 OUTPUTS = f"outputs/{RECIPE}"
 LOG = f"{OUTPUTS}/axolotl.log"
-SHOWN = r"sed -u -n -E '/^(step |run file|Error|Traceback|adapter|.*nothing to do)/p'"
-"""Of the hundreds of lines that Axolotl prints, those about the run; all of them go into LOG."""
+SHOWN = (
+    r"sed -u -n -E 's/.*\r//; s/.*(step [0-9]+\/)/\1/; /^(step |run file|Error|Traceback|adapter|.*nothing to do)/p'"
+)
+"""Of the hundreds of lines that Axolotl prints, those about the run, without progress bars; LOG gets all of them."""
 
 
 def run_files() -> tuple[str, list[str]]:
