@@ -125,7 +125,7 @@ def test_a_deepspeed_checkpoint_holds_a_shard_for_each_process(trained, variant,
 @pytest.mark.parametrize("variant", ["qlora", "peft+qlora", "qlora+ds2"])
 def test_a_four_bit_variant_trains(trained, variant):
     folder = trained(variant)
-    adapters.require(folder)
+    adapters.require(folder, runfile.load(folder / "run.yaml"))
     assert losses(folder)[0] != pytest.approx(losses(trained("lora"))[0], abs=1e-3)  # the base is another: 4-bit
     assert losses(folder) == pytest.approx(losses(trained("qlora")), abs=2e-3)
 
