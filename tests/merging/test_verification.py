@@ -242,7 +242,8 @@ def test_only_the_layers_that_qlora_quantized_are_rounded(
     trained = divergence.log_probabilities(loaded_in_four_bits(run), examples)
 
     def kl(folder: Path) -> float:
-        merged = loading.load_base(divergence.changed(run, base_model=str(folder)), quantized=False).eval()
+        document = dataclasses.replace(run.document, data={**run.config, "base_model": str(folder)})
+        merged = loading.load_base(dataclasses.replace(run, document=document), quantized=False).eval()
         return divergence.mean_divergence(trained, divergence.log_probabilities(merged, examples))
 
     linear, all_2d, full = kl(run.output_dir / "merged"), kl(tmp_path / "all"), kl(tmp_path / "full")

@@ -3,7 +3,6 @@
 Every model is streamed from its files, so that neither time nor memory exceeds that of merging.
 """
 
-import dataclasses
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -106,10 +105,6 @@ def with_and_without(model: Any, examples: list[dict[str, list[int]]]) -> tuple[
         return log_probabilities(model, examples), without
     both = log_probabilities(model, 2 * examples, adapter_names=count * [name] + count * ["__base__"])
     return both[:count], both[count:]
-
-
-def changed(run: RunFile, **keys: Any) -> RunFile:
-    return dataclasses.replace(run, document=dataclasses.replace(run.document, data={**run.config, **keys}))
 
 
 def log_probabilities(model: Any, examples: list[dict[str, list[int]]], **more: Any) -> list[Any]:

@@ -109,13 +109,6 @@ def tensors_in(path: Path) -> dict[str, Stored]:
     }
 
 
-def read_bytes(stored: Stored) -> bytearray:
-    """The bytes of a tensor; no mapping of the file stays open."""
-    data = bytearray(stored.size)
-    read_into(stored, 0, data)
-    return data
-
-
 def read_into(stored: Stored, begin: int, buffer: Any) -> None:
     """Fill a buffer with the bytes of a tensor from `begin` on."""
     with stored.file.open("rb", buffering=0) as file:
