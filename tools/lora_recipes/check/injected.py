@@ -21,11 +21,12 @@ def check(checked: CheckedRun, training: list[Part]) -> None:
         if len(part.examples) != len(part.rows) or len(part.blank_examples) != len(blank):
             checked.report.skip(f"{part.key} special tokens", "the rows and their tokenized form are not one for one")
             continue
+        special = special_tokens.ids(checked.tokenizer)
         found = [
             special_tokens.beyond(
-                checked.tokenizer, row, example["input_ids"], part.blank_examples[number]["input_ids"]
+                checked.tokenizer, special, row, made["input_ids"], part.blank_examples[at]["input_ids"]
             )
-            for row, example, number in zip(part.rows, part.examples, own, strict=True)
+            for row, made, at in zip(part.rows, part.examples, own, strict=True)
         ]
         _report(checked, part, found)
 

@@ -32,15 +32,13 @@ def _blanked(value: Any, key: str, roles: set[str]) -> Any:
     return [_blanked(one, key, roles) for one in value] if isinstance(value, list) else value
 
 
-def beyond(tokenizer: Any, row: dict[str, Any], found: list[int], blank: list[int]) -> Counter[int]:
-    """The special tokens of a row's ids `found`, counted by id, beyond those of its blanked copy.
+def beyond(tokenizer: Any, special: set[int], row: dict[str, Any], made: list[int], blank: list[int]) -> Counter[int]:
+    """The `special` tokens of a row's ids `made`, counted by id, beyond those of its blanked copy.
 
     The unknown token counts only where its text is in the row: it stands for rare characters, too.
     """
-    special = ids(tokenizer)
-    counts = Counter(token for token in found if token in special) - Counter(
-        token for token in blank if token in special
-    )
+    counts, own = (Counter(token for token in tokens if token in special) for tokens in (made, blank))
+    counts -= own
     if counts[tokenizer.unk_token_id] and tokenizer.unk_token not in json.dumps(row, ensure_ascii=False, default=str):
         del counts[tokenizer.unk_token_id]
     return counts
@@ -51,8 +49,8 @@ def escaped(tokenizer: Any, text: str) -> str:
 
     A token that a space does not hold apart, because the tokenizer drops spaces or it has one character, is removed.
     """
-    space = " "
-    while spans := _spans(tokenizer, text):
+    space, special = " ", ids(tokenizer)
+    while spans := _spans(tokenizer, special, text):
         for start, end in reversed(spans):
             instead = f"{text[start]}{space}{text[start + 1 : end]}" if space and end - start > 1 else ""
             text = text[:start] + instead + text[end:]
@@ -60,9 +58,8 @@ def escaped(tokenizer: Any, text: str) -> str:
     return text
 
 
-def _spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+def _spans(tokenizer: Any, special: set[int], text: str) -> list[tuple[int, int]]:
     """The places of special tokens in a text, as the tokenizer finds them after its own normalization."""
-    special = ids(tokenizer)
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return [
         (start, end)
