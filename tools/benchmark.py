@@ -70,7 +70,7 @@ def main(
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars
     libraries.quiet()
-    from lora_recipes.evaluation import evaluate, lm_eval_run
+    from lora_recipes.evaluation import evaluate, lm_eval_run, scorecards
 
     names, manager = tasks.chosen(named, include_path)
     chosen = evaluate.choose(runs, base, adapter)
@@ -80,13 +80,13 @@ def main(
     if not ready:
         raise click.ClickException(f"no task left to run; {' and '.join(tasks.OFFLINE)} need nothing.")
     scores = lm_eval_run.score(chosen, ready, limit, batch_size)
-    sections = {system: lm_eval_run.section(system, scores, watch, skipped=skipped, limit=limit) for system in scores}
+    more = {"skipped": skipped, "limit": limit}
+    sections = {system: scorecards.benchmark_section(system, scores, watch, **more) for system in scores}
     for system, section in sections.items():
         click.echo(files.relative(system.record("benchmark", section)), err=True)
     click.echo(_table(sections))
     for system, section in sections.items():
-        if tracking.wanted(system.run):
-            tracking.log(system.run, system.name, "benchmark", section["metrics"])
+        tracking.log(system, "benchmark", section["metrics"])
 
 
 if __name__ == "__main__":

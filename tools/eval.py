@@ -78,8 +78,7 @@ def main(
         click.echo(files.relative(system.record(kind, section)), err=True)
     click.echo(_table([system.name for system in chosen], sections))
     for system, section in zip(chosen, sections, strict=True):
-        if tracking.wanted(system.run):
-            tracking.log(system.run, system.name, kind, section["metrics"])
+        tracking.log(system, kind, section["metrics"])
 
 
 if __name__ == "__main__":

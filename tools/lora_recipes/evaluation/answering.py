@@ -1,7 +1,6 @@
 """Answers of a model to questions: greedy, in batches, kept in a file that a restart goes on with."""
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -22,22 +21,13 @@ def locked(paths: list[Path]) -> Iterator[None]:
     """Hold the locks of answers files; a second evaluation waits, and says so."""
     with contextlib.ExitStack() as stack:
         for path in sorted(paths):  # in one order everywhere, so that two never wait for each other
-            if _is_held(path):
-                click.echo(f"{files.relative(path)}: another evaluation is answering; waiting for it …", err=True)
-            stack.enter_context(files.locked(path))
+            busy = f"{files.relative(path)}: another evaluation is answering; waiting for it …"
+            try:
+                stack.enter_context(files.locked(path, busy))
+            except click.ClickException as said:
+                click.echo(said.message, err=True)
+                stack.enter_context(files.locked(path))
         yield
-
-
-def _is_held(path: Path) -> bool:
-    lock = path.parent / f".{path.name}.lock"
-    if not lock.exists():
-        return False
-    with lock.open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 class AnswersFile:

@@ -23,8 +23,7 @@ from lora_recipes.evaluation.tasks import Task
 from lora_recipes.inference import decoding, loglikelihood, shared_base
 from lora_recipes.inference.shared_base import SharedBase
 from lora_recipes.models import loading
-from lora_recipes.results import intervals, result_files
-from lora_recipes.results.result_files import Stopwatch
+from lora_recipes.results import intervals
 from lora_recipes.results.systems import System
 from lora_recipes.support import files, processes
 
@@ -186,38 +185,3 @@ def _with_intervals(found: dict[str, Any]) -> dict[str, Any]:
             low, high = (told["mean"] + sign * 1.96 * told["stderr"] for sign in (-1, 1))
         metrics[name] = {"mean": told["mean"], "low": low, "high": high, "n": told["n"], "stderr": told["stderr"]}
     return {**found, "metrics": metrics}
-
-
-def section(system: System, scores: Scores, watch: Stopwatch, **more: Any) -> dict[str, Any]:
-    """The result section of a system."""
-    mine = scores[system]
-    return result_files.section(
-        system.run,
-        {f"{task}_{name}": value for task, score in mine.items() for name, value in score["metrics"].items()},
-        watch,
-        differences=_differences(system, scores),
-        inputs={task: score["inputs"] for task, score in mine.items()},
-        outcomes={task: score["outcomes"] for task, score in mine.items()},
-        seconds={task: score["seconds"] for task, score in mine.items()},
-        **more,
-    )
-
-
-def _differences(system: System, scores: Scores) -> dict[str, dict[str, Any]]:
-    """Other system of the recipe -> metric -> paired difference to it over the same questions."""
-    if system.adapter is None:
-        return {}
-    others = [other for other in scores if other is not system and other.folder.parent == system.folder.parent]
-    return {
-        other.name: {
-            f"{task}_{metric}": intervals.difference(_numbers(mine), _numbers(scores[other][task]["outcomes"][metric]))
-            for task, score in scores[system].items()
-            for metric, mine in score["outcomes"].items()
-            if metric in scores[other][task]["outcomes"]
-        }
-        for other in others
-    }
-
-
-def _numbers(outcomes: str) -> list[float]:
-    return [float(outcome) for outcome in outcomes]

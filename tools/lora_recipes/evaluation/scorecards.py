@@ -1,13 +1,15 @@
-"""The result section of each evaluated system: its scores with intervals, its differences to the others."""
+"""The result sections of systems: their scores with intervals, their differences to the others of the recipe."""
 
 from types import ModuleType
 from typing import Any
 
 from lora_recipes.evaluation import metrics
 from lora_recipes.evaluation.evaluate import Evaluation
+from lora_recipes.evaluation.lm_eval_run import Scores
 from lora_recipes.evaluation.metrics import Answers, bertscore
 from lora_recipes.results import intervals, result_files
 from lora_recipes.results.result_files import Stopwatch
+from lora_recipes.results.systems import System
 
 
 def sections(
@@ -91,3 +93,34 @@ def _difference(mine: dict[str, list[float]], other: dict[str, list[float]]) -> 
         found = intervals.difference(mine[score], other[score], mine.get(getattr(module, "WEIGHTS", "")))
         made |= {"metric": name, **found} if module is bertscore else {name: found}
     return made
+
+
+def benchmark_section(system: System, scores: Scores, watch: Stopwatch, **more: Any) -> dict[str, Any]:
+    """The result section of a system that lm-eval scored."""
+    mine = scores[system]
+    return result_files.section(
+        system.run,
+        {f"{task}_{name}": value for task, score in mine.items() for name, value in score["metrics"].items()},
+        watch,
+        differences=_outcome_differences(system, scores),
+        inputs={task: score["inputs"] for task, score in mine.items()},
+        outcomes={task: score["outcomes"] for task, score in mine.items()},
+        seconds={task: score["seconds"] for task, score in mine.items()},
+        **more,
+    )
+
+
+def _outcome_differences(system: System, scores: Scores) -> dict[str, dict[str, Any]]:
+    """Other system of the recipe -> metric -> paired difference to it over the same questions."""
+    if system.adapter is None:
+        return {}
+    return {
+        other.name: {
+            f"{task}_{metric}": intervals.difference(list(map(float, mine)), list(map(float, theirs)))
+            for task, score in scores[system].items()
+            for metric, mine in score["outcomes"].items()
+            if (theirs := measured[task]["outcomes"].get(metric))
+        }
+        for other, measured in scores.items()
+        if other is not system and other.folder.parent == system.folder.parent
+    }

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
+from lora_recipes.results.systems import System
 
 
 def wanted(run: RunFile) -> bool:
@@ -36,11 +37,14 @@ def name_project(run: RunFile) -> None:
         os.environ["WANDB_MODE"] = _mode(run)
 
 
-def log(run: RunFile, name: str, kind: str, metrics: dict[str, Any]) -> None:
-    """Log one system's metrics as a W&B run: `evaluation/bertscore_f1`, its `_low` and `_high`, and so on.
+def log(system: System, kind: str, metrics: dict[str, Any]) -> None:
+    """Log one system's metrics, where it is wanted, as a W&B run: `evaluation/bertscore_f1`, its `_low` and `_high`.
 
     Raises click.ClickException when W&B does not take them.
     """
+    run, name = system.run, system.name
+    if not wanted(run):
+        return
     import wandb
 
     flat: dict[str, float] = {}
