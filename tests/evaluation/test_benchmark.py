@@ -11,7 +11,6 @@ from typing import Any
 from lora_recipes import ROOT
 from lora_recipes.config import runfile
 from lora_recipes.evaluation import lm_eval_run, tasks
-from lora_recipes.inference import shared_base
 from lora_recipes.inference.shared_base import SharedBase
 from lora_recipes.models import loading
 from lora_recipes.results import systems
@@ -60,13 +59,6 @@ def test_a_score_has_wilsons_interval_of_a_share_and_else_the_normal_one() -> No
     assert found["metrics"]["f1"] == {**told, "low": pytest.approx(0.63), "high": pytest.approx(1.12)}
     alone = lm_eval_run._with_intervals({"metrics": {"f1": told | {"stderr": None}}, "outcomes": {}})
     assert (alone["metrics"]["f1"]["low"], alone["metrics"]["f1"]["high"]) == (None, None)
-
-
-def test_a_4_bit_run_needs_another_base_in_memory_than_its_base_model(run_file: Callable[..., Path]) -> None:
-    lora, qlora = (runfile.load(str(run_file(name))) for name in ("lora", "qlora"))
-    base = shared_base.loaded(systems.of_run(qlora, None))
-    assert base == shared_base.loaded(systems.of_run(lora, lora.output_dir))
-    assert base != shared_base.loaded(systems.of_run(qlora, qlora.output_dir))
 
 
 @pytest.mark.slow
