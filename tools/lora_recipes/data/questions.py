@@ -16,7 +16,7 @@ _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".g
 
 
 _NOT_ASKED = ("output_dir", "adapter", "plugins", "deepspeed", "load_in_4bit", "bf16", "fp16", "attn_implementation")
-"""Keys in which run files may differ, beside those of LoRA, that ask the same questions in the same tokens."""
+"""Keys in which run files may differ, beside those of LoRA and PEFT, that ask the same questions in the same tokens."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ def load(run: RunFile, tokenizer: Any, split: str) -> tuple[list[Question], str]
 
 def asked_alike(run: RunFile) -> str:
     """What is equal for run files whose questions have the same tokens: all but what trains or loads the model."""
-    told = {key: value for key, value in run.config.items() if key not in _NOT_ASKED and not key.startswith("lora_")}
-    return repr((run.anchor, told))
+    config = run.config.items()
+    told = [(key, value) for key, value in config if key not in _NOT_ASKED and not key.startswith(("lora_", "peft_"))]
+    return repr((run.anchor, sorted(told)))
 
 
 def end_tokens(run: RunFile, tokenizer: Any) -> list[int]:
