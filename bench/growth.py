@@ -215,8 +215,7 @@ def main(
     saved = measuring.save("growth", ways, measured, data=alpaca.name(data), rows=counts, **settings)
     plot = saved.with_suffix(".png")
     plot.write_bytes(draw(json.loads(saved.read_text(encoding="utf-8"))))
-    click.echo(saved, err=True)
-    click.echo(plot, err=True)
+    click.echo(f"{saved}\n{plot}", err=True)
 
 
 def _ways(counts: list[int], adapters: list[int], asked: int, options: tuple[object, ...]) -> list[measuring.Way]:

@@ -75,21 +75,17 @@ def consolidate(
     """
     import datasets
 
-    pairs: list[tuple[str, str]] = []
-    counts = []
-    for name in names:
-        data = sources.only(name, "name the one to take")
-        asked = sources.texts(data, question, name, "choose a column with --question")
-        pairs += zip(asked, sources.texts(data, answer, name, "choose a column with --answer"), strict=True)
-        counts.append({"name": name, "rows": len(data)})
-    pairs, held = clean(pairs) if clean else (pairs, 0)
+    found = {name: _pairs(name, question, answer) for name in dict.fromkeys(names)}
+    pairs, held = [pair for name in names for pair in found[name]], 0
+    if clean:
+        pairs, held = clean(pairs)
     twice = repeated([asked for asked, _ in pairs])
     removed = {row for rows in twice.values() for row in rows[1:]} if dedupe else set()
     kept = [pair for row, pair in enumerate(pairs) if row not in removed]
     data = datasets.Dataset.from_dict({name: [pair[n] for pair in kept] for n, name in enumerate(COLUMNS)})
     parts = _split(data, seed, test, validation)
     record = {
-        "sources": counts,
+        "sources": [{"name": name, "rows": len(found[name])} for name in names],
         "columns": {"question": question, "answer": answer},
         "seed": seed,
         "fractions": {"test": test, "validation of the rest": validation},
@@ -105,6 +101,13 @@ def consolidate(
     if clean:
         record["special tokens"] = {"done": clean.done, "of": clean.tokenizer.name_or_path, "rows": held}
     return Build(parts, record)
+
+
+def _pairs(name: str, question: str, answer: str) -> list[tuple[str, str]]:
+    """Questions and answers of a source's rows."""
+    data = sources.only(name, "name the one to take")
+    asked = sources.texts(data, question, name, "choose a column with --question")
+    return list(zip(asked, sources.texts(data, answer, name, "choose a column with --answer"), strict=True))
 
 
 def _split(data: "Dataset", seed: int, test: float, validation: float) -> "dict[str, Dataset]":

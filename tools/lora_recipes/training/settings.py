@@ -147,6 +147,19 @@ def _first(run: RunFile, error: ValidationError) -> click.ClickException:
     return run.document.error(tuple(path), words)
 
 
+_FIXED: dict[str, Any] = {
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "average_tokens_across_devices": False,
+    "remove_unused_columns": False,
+    "label_names": ["labels"],
+    "prediction_loss_only": True,
+    "logging_nan_inf_filter": False,  # it waits for the GPU twice a micro batch, to log another loss than NaN
+    "disable_tqdm": True,
+    "ddp_find_unused_parameters": False,
+}
+"""TrainingArguments that are the same for every run."""
+
+
 def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
     """transformers' TrainingArguments with the meaning that the keys have in Axolotl 0.19."""
     from transformers import TrainingArguments
@@ -168,20 +181,13 @@ def training_arguments(run: RunFile, n_rows: int, validated: bool) -> Any:
             bf16=bf16,
             fp16=fp16,
             tf32=given.tf32 or None,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
             deepspeed=run.deepspeed or None,
             use_cpu=processes.on_cpu() and not run.deepspeed,
             logging_steps=given.logging_steps or max(min(int(0.005 * steps), 10), 1),
-            average_tokens_across_devices=False,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            prediction_loss_only=True,
-            logging_nan_inf_filter=False,  # it waits for the GPU twice a micro batch, to log another loss than NaN
             report_to=["wandb"] if given.wandb_project else [],
             run_name=given.wandb_name,
-            disable_tqdm=True,
             dataloader_pin_memory=not processes.on_cpu(),
-            ddp_find_unused_parameters=False,
+            **_FIXED,
             **given.model_dump(include=_SAME),
             **_saving(given),
             **(_evaluating(given) if validated else {"eval_strategy": "no"}),
