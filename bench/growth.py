@@ -27,8 +27,7 @@ import measuring
 import training
 
 WORK = ROOT / ".cache" / "bench" / "growth"
-COLOURS = {"train": "#0072B2", "evaluate": "#D55E00"}
-"""Okabe and Ito's blue and vermilion, as in the report's plots."""
+COLOURS = {"train": "#0072B2", "evaluate": "#D55E00"}  # Okabe and Ito's, as in the report's plots
 
 
 def prepare(data: Path | None, wanted: list[int], adapters: int, sequence_len: int) -> list[int]:
@@ -211,8 +210,8 @@ def main(
     ways = _ways(counts, adapters, asked, answers)
     measured = measuring.interleave(ways, rounds, WORK / "log.txt")
     settings = {"adapters": adapters, "questions": asked, "sequence_len": sequence_len, "dtype": measuring.dtype()}
-    settings |= {"max_new_tokens": max_new_tokens}
-    saved = measuring.save("growth", ways, measured, data=alpaca.name(data), rows=counts, **settings)
+    settings |= {"max_new_tokens": max_new_tokens, "data": alpaca.name(data), "rows": counts}
+    saved = measuring.save("growth", ways, measured, **settings)
     plot = saved.with_suffix(".png")
     plot.write_bytes(draw(json.loads(saved.read_text(encoding="utf-8"))))
     click.echo(f"{saved}\n{plot}", err=True)
