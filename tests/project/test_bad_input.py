@@ -18,7 +18,7 @@ import yaml
 NUMBERS = (3, -1, 0, 1.5, -0.5, float("inf"), float("nan"))
 WRONG = (*NUMBERS, "text", "", "é\n: {", True, None, [], ["a"], [1], {}, {"a": 1})
 EMPTY, OTHER = (None, "", "  ", "\n"), (1, 1.5, True, [], {})
-REMEDIES = ("; ", "expected", "Check path and split", "did you mean")
+REMEDIES = ("; ", "expected", "Check path, split and contents", "did you mean")
 ROW = {"question": "Who was Yaa Asantewaa?", "answer": "She led the Asante in 1900."}
 
 

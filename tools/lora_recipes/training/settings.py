@@ -143,7 +143,8 @@ def _first(run: RunFile, error: ValidationError) -> click.ClickException:
         return click.ClickException(f"{run.name}: {key}: missing; training needs it.")
     message = _MESSAGES.get(found["type"], "{msg}, found {input!r}.")
     path = [part for part in found["loc"] if isinstance(part, int) or part == key]
-    words = message.format(msg=found["msg"], input=found["input"], **found.get("ctx", {}))
+    own_words = found["msg"].replace("Input should be", "expected")
+    words = message.format(msg=own_words, input=found["input"], **found.get("ctx", {}))
     return run.document.error(tuple(path), words)
 
 
