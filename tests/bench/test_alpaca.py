@@ -22,6 +22,9 @@ SMALL = (
     *("evals_per_epoch=null", "eval_steps=2", "saves_per_epoch=null", "save_steps=2", "adam_epsilon=1e-3"),
 )
 
+TEST = "train[90%:]"
+"""The rows that the recipe's slices leave for the test."""
+
 
 def made_up():
     """Twenty rows in the columns of alpaca-gpt4; every second one has an input."""
@@ -53,8 +56,8 @@ def write(tmp_path, embedded_model):
 def test_rows_with_and_without_input_are_asked_as_trained(write):
     run = runfile.load(write(made_up(), "made"))
     tokenizer = loading.load_tokenizer(run)
-    assert [len(rows.load_rows(run, part)) for part in ("train", "validation", "test")] == [16, 2, 2]
-    found, mismatch = questions.load(run, tokenizer, "test")
+    assert [len(rows.load_rows(run, part)) for part in ("train", "validation", TEST)] == [16, 2, 2]
+    found, mismatch = questions.load(run, tokenizer, TEST)
     asked = [tokenizer.decode(question.prompt_ids) for question in found]
     assert mismatch == "" and ["### Input:\n19\nas digits\n" in text for text in asked] == [False, True]
     assert all(text.endswith(ENDING) for text in asked)
@@ -82,7 +85,7 @@ def test_the_end_token_keeps_its_loss_although_it_is_the_padding_too(write):
 def test_a_thousand_rows_of_real_lengths_are_read_and_asked_as_trained(write):
     run = runfile.load(write(alpaca.made(), "long"))
     assert [len(rows.load_rows(run, part)) for part in ("train", "validation")] == [799, 100]
-    found, mismatch = questions.load(run, loading.load_tokenizer(run), "test")
+    found, mismatch = questions.load(run, loading.load_tokenizer(run), TEST)
     assert len(found) == 100 and mismatch == ""
 
 
@@ -104,6 +107,6 @@ def test_both_trainers_give_one_adapter_and_it_is_asked_as_trained(write, tmp_pa
     outputs = [runfile.load(path).output_dir for path in (plain, axolotl)]
     templates = [(folder / "chat_template.jinja").read_text() for folder in outputs]
     assert templates == [runfile.load(plain).config["chat_template_jinja"]] * 2
-    done = tool("eval", axolotl, "--limit", "2", "--max-new-tokens", "16")
+    done = tool("eval", axolotl, "--split", TEST, "--limit", "2", "--max-new-tokens", "16")
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[-3000:]
-    assert len((outputs[1] / "answers-test.jsonl").read_text().splitlines()) >= 2
+    assert len((outputs[1] / f"answers-{TEST}.jsonl").read_text().splitlines()) >= 2

@@ -85,13 +85,13 @@ def sliced(run_file, tmp_path):
     return write
 
 
-def test_the_test_rows_of_a_sliced_data_set_are_those_of_test_split(sliced):
-    run = sliced("test_split=train[90%:]")
-    assert [rows.load_rows(run, part) for part in ("train", "validation", "test")] == [TEN[:8], TEN[8:9], TEN[9:]]
+def test_a_sliced_data_set_s_test_rows_are_a_slice_too(sliced):
+    parts = ("train", "validation", "train[90%:]")
+    assert [rows.load_rows(sliced(), part) for part in parts] == [TEN[:8], TEN[8:9], TEN[9:]]
 
 
 def test_a_split_that_is_named_in_the_call_is_taken_as_it_is(sliced):
-    assert rows.load_rows(sliced("test_split=train[90%:]"), "train[:2]+train[9:]") == [*TEN[:2], TEN[9]]
+    assert rows.load_rows(sliced(), "train[:2]+train[9:]") == [*TEN[:2], TEN[9]]
 
 
 def test_a_sliced_data_set_that_names_no_test_rows_is_one_sentence(sliced):
@@ -104,7 +104,7 @@ def test_the_alpaca_recipes_divide_their_rows_as_published():
 
     for recipe, variant in (("phi1.5-alpaca-gpt4", "lora"), ("phi1.5-alpaca-gpt4-as-published", "peft+qlora")):
         config = yamlfile.load(render.render(recipe, variant), "rendered").data
-        splits = [config["datasets"][0]["split"], config["test_datasets"][0]["split"], config["test_split"]]
+        splits = [config["datasets"][0]["split"], config["test_datasets"][0]["split"], "train[90%:]"]
         slices = [ReadInstruction.from_spec(split).to_absolute({"train": 52_002})[0] for split in splits]
         assert [(one.from_, one.to) for one in slices] == [(0, 41_602), (41_602, 46_802), (46_802, 52_002)]
 

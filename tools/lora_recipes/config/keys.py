@@ -20,10 +20,6 @@ def nearest(word: str, known: Any) -> str:
     return f", did you mean {near[0]!r}?" if near else ""
 
 
-_OURS = {"test_split": "null|str"}
-"""Keys that these tools read and Axolotl ignores: the rows to test on of a data set without a split named test."""
-
-
 @functools.cache
 def table() -> dict[str, Any]:
     """axolotl_keys.json, which schema.py writes: keys, plugins, optimizers, and what the newest release dropped."""
@@ -31,8 +27,8 @@ def table() -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """Key -> type of every key of the pinned Axolotl, nested as the keys are, and of ours."""
-    return {**table()["keys"], **_OURS}
+    """Key -> type of every key of the pinned Axolotl, nested as the keys are."""
+    return dict(table()["keys"])
 
 
 def known_to(plugins: Any) -> tuple[dict[str, Any], bool]:

@@ -15,8 +15,7 @@ UNDERSTOOD = {"path", "name", "split", "type", "data_files", "ds_type", "revisio
 def load_rows(run: RunFile, part: str) -> list[dict[str, Any]]:
     """The rows of `train`, `validation` (the run file's test_datasets) or `test`, in file order.
 
-    `test` is the run file's test_split, or else the split of that name, of the first training set. Any other name is
-    a split of that set as it is, as in `train[90%:]`.
+    `test`, and any other name, is a split of the first training set, as is `train[90%:]`.
     Raises click.ClickException for data that are missing, empty, malformed or lack a column.
     """
     return [row for rows, _ in load_parts(run, part) for row in rows]
@@ -27,8 +26,7 @@ def load_parts(run: RunFile, part: str) -> list[tuple[list[dict[str, Any]], Prom
     key = "test_datasets" if part == "validation" else "datasets"
     entries = run.config.get(key) or []
     if part not in ("train", "validation"):
-        split = run.config.get("test_split") if part == "test" else None
-        entries = [{**entries[0], "split": split or part}]
+        entries = [{**entries[0], "split": part}]
     return [load_entry(run, key, index, entry) for index, entry in enumerate(entries)]
 
 

@@ -24,12 +24,16 @@ _EPSILON = 1e-6
 
 
 def examples(run: RunFile) -> list[dict[str, list[int]]]:
-    """The first test rows as prompt and answer tokens. Raises click.ClickException when there are none."""
+    """The first test rows as prompt and answer tokens, of validation where the data set has no split named test.
+
+    Raises click.ClickException when there are none.
+    """
     tokenizer = loading.load_tokenizer(run)
     try:
         parts = rows.load_parts(run, "test")
     except click.ClickException as error:
-        raise click.ClickException(f"{error.message} Or merge with --no-verify, without test rows.") from None
+        if not (parts := rows.load_parts(run, "validation")):
+            raise click.ClickException(f"{error.message} Or merge with --no-verify, without test rows.") from None
     return [prompts.example(tokenizer, fmt, row) for found, fmt in parts for row in found[:EXAMPLES]]
 
 

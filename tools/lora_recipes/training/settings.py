@@ -51,7 +51,6 @@ class Settings(BaseModel):
 
     datasets: list[dict[str, Any]]
     test_datasets: list[dict[str, Any]] | None = None
-    test_split: str | None = None
     val_set_size: Literal[0] = 0
     dataset_prepared_path: str | None = None
     train_on_inputs: bool = False
