@@ -5,18 +5,22 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "bench")]
+from lora_recipes import ROOT
+from lora_recipes.rendering import ingredients
+from lora_recipes.support import files
 
-from lora_recipes.rendering import ingredients  # noqa: E402
-from lora_recipes.support import files  # noqa: E402
+import click
 
-import click  # noqa: E402
-import table  # noqa: E402
+sys.path.append(str(ROOT / "bench"))
 
 BENCH = ROOT / "results" / "bench"
 TOOLS = ("render", "check", "data", "train", "merge", "eval", "benchmark", "compare", "report")
+
+
+def _table() -> ModuleType:
+    return importlib.import_module("table")
 
 
 def pages() -> dict[Path, str]:
@@ -67,7 +71,7 @@ def _medians(name: str, key: str) -> dict[str, float]:
 def _speed() -> list[str]:
     """Ratios of the medians in results/bench."""
     training = _medians("training", "steady_tokens_per_second")
-    reference, best = training["reference"], max(training[peer] for peer in table.PEERS & training.keys())
+    reference, best = training["reference"], max(training[peer] for peer in _table().PEERS & training.keys())
     plain, compiled = training["plain"], training["plain-compiled"]
     asked = _medians("evaluation", "questions_per_second")
     one, four = (asked[f"ours-{n}"] / asked[f"reference-{n}"] for n in (1, 4))
@@ -103,7 +107,7 @@ def _help(command: click.Command, name: str) -> str:
 def _bench() -> str:
     return (
         "# Benchmarks\n\nMade by `docs/generate.py` from the files beside it; "
-        f"[how they are measured](../../docs/benchmarks.md).\n\n{table.tables(BENCH)}"
+        f"[how they are measured](../../docs/benchmarks.md).\n\n{_table().tables(BENCH)}"
     )
 
 

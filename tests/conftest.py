@@ -8,10 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lora_recipes import ROOT
+from lora_recipes.config import runfile
+from lora_recipes.models import bundled
+from lora_recipes.rendering import render
+
+import families
 import forking
+import hypothesis
+import pytest
 import tiny as tiny_model
 
-# Before anything imports the libraries that read them; subprocesses inherit them.
+# Before a test imports the libraries that read them, which nothing above does; subprocesses inherit them.
 _HF_HOME = tempfile.mkdtemp(prefix="lora-recipes-tests-")
 os.environ |= {
     "HF_HOME": _HF_HOME,  # data sets cached by earlier runs must not answer for changed files
@@ -25,14 +33,6 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     # A core for each of pytest's workers: more threads than cores wait for each other, tenfold.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-
-from lora_recipes import ROOT  # noqa: E402
-from lora_recipes.config import runfile  # noqa: E402
-from lora_recipes.models import bundled  # noqa: E402
-from lora_recipes.rendering import render  # noqa: E402
-
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("tests", database=None, derandomize=True)  # the same examples in every run
 hypothesis.settings.load_profile("tests")
@@ -141,5 +141,16 @@ def trained(run_file: Callable[..., Path], tiny: Path) -> Callable[..., Path]:
         path = run_file(variant, f"base_model={tiny}", "bf16=false", *settings)
         tiny_model.save_adapter(tiny, runfile.load(path).output_dir, seed)
         return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's stand-in, config.json and tokenizer: `model_folder("qwen3")`."""
+    folder = tmp_path_factory.mktemp("families")
+
+    def make(family: str) -> Path:
+        return folder / family if (folder / family).exists() else families.model_folder(family, folder / family)
 
     return make

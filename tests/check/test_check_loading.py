@@ -35,12 +35,6 @@ PHI = {"phi4-mini": "Original QKV code not found", "phi1.5": "Original O code no
 """Whose attention the kernels do not know, and what Axolotl says of it."""
 
 
-@pytest.fixture(scope="module")
-def axolotl():
-    with Axolotl() as started:
-        yield started
-
-
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Write a run file of a text into an empty working directory: its path."""

@@ -1,7 +1,6 @@
 """A key that this machine cannot follow is said before it is trained."""
 
 from lora_recipes.check import machine
-from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.support import processes
 
 import pytest
@@ -10,19 +9,11 @@ CPU = "plugins: [lora_recipes.plugin.CpuPlugin]\n"
 
 
 @pytest.fixture
-def findings(tmp_path, monkeypatch):
+def findings(findings_of, monkeypatch):
     """What the check says to a text on a machine without a GPU whose processor has bf16."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(processes, "on_cpu", lambda: True)
     monkeypatch.setattr(processes, "has_bf16", lambda: True)
-
-    def find(text):
-        (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-        subject = CheckedRun("run.yaml")
-        machine.check(subject)
-        return subject.report.findings
-
-    return find
+    return lambda text: findings_of(machine.check, text)
 
 
 @pytest.mark.parametrize(

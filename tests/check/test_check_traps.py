@@ -20,17 +20,9 @@ KEYS = """
 
 
 @pytest.fixture
-def findings(tmp_path, monkeypatch):
+def findings(findings_of):
     """What the check says to a text, in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def find(text):
-        (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-        subject = CheckedRun("run.yaml")
-        traps.check(subject)
-        return subject.report.findings
-
-    return find
+    return lambda text: findings_of(traps.check, text)
 
 
 @pytest.fixture

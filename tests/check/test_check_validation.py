@@ -2,7 +2,6 @@
 
 from lora_recipes.check import validation
 from lora_recipes.check.checked_run import CheckedRun
-from lora_recipes.check.validation import Axolotl
 
 import pytest
 
@@ -22,18 +21,6 @@ learning_rate: 0.0001
 output_dir: out
 """
 DATA = "datasets:\n  - path: owner/rows\n    type: alpaca\n"
-
-
-@pytest.fixture(scope="module")
-def axolotl():
-    with Axolotl() as started:
-        yield started
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def findings(axolotl, here, text):

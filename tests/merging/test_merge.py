@@ -21,26 +21,13 @@ from merges import (
     RUN,
     WORDS,
     assert_refused,
-    copy_setting,
     merge,
     peft_model,
     spoil,
     tensors,
     write_adapter,
     write_base,
-    write_originals,
 )
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once."""
-    return write_originals(tmp_path_factory.mktemp("merge"))
-
-
-@pytest.fixture
-def setting(originals: Path, tmp_path: Path) -> SimpleNamespace:
-    return copy_setting(originals, tmp_path)
 
 
 def test_help_comes_without_a_heavy_import() -> None:

@@ -13,18 +13,7 @@ from lora_recipes.models import loading, shards
 
 import click
 import pytest
-from merges import assert_refused, copy_setting, merge, write_adapter, write_base, write_originals
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once."""
-    return write_originals(tmp_path_factory.mktemp("merge"))
-
-
-@pytest.fixture
-def setting(originals: Path, tmp_path: Path) -> SimpleNamespace:
-    return copy_setting(originals, tmp_path)
+from merges import assert_refused, merge, write_adapter, write_base
 
 
 @pytest.mark.parametrize(

@@ -24,35 +24,23 @@ END_OF_TURN = {
 NEW = ("qwen3", "llama3.2", "gemma3", "mistral")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = {}
-
-    def make(family):
-        if family not in made:
-            made[family] = families.model_folder(family, tmp_path_factory.mktemp("models") / family)
-        return made[family]
-
-    return make
-
-
 @pytest.fixture
-def write(run_file, folder):
+def write(run_file, model_folder):
     """The run file of a family's recipe on its stand-in and on the rows of this project."""
 
     def made(family, *settings):
         data = ("datasets.0.path=data/african_history", "test_datasets.0.path=data/african_history")
-        base = f"base_model={folder(family)}"
+        base = f"base_model={model_folder(family)}"
         return run_file("lora", base, *data, *settings, recipe=f"{family}-african-history")
 
     return made
 
 
 @pytest.mark.parametrize("family", families.NAMES)
-def test_a_stand_in_loads_and_brings_back_every_text(family, folder):
+def test_a_stand_in_loads_and_brings_back_every_text(family, model_folder):
     from transformers import AutoConfig, AutoTokenizer
 
-    path = folder(family)
+    path = model_folder(family)
     tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
     assert len(tokenizer) < config.vocab_size
     for text in ("Ọba of Benin, ራስ ዳሸን,\n\t two  spaces 🙂 ", "answered.\n\n"):
@@ -62,10 +50,10 @@ def test_a_stand_in_loads_and_brings_back_every_text(family, folder):
     assert bool(tokenizer.chat_template) == (family != "phi1.5")
 
 
-def test_a_special_token_of_phi4_mini_swallows_the_space_behind_it(folder):
+def test_a_special_token_of_phi4_mini_swallows_the_space_behind_it(model_folder):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder("phi4-mini"))
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("phi4-mini"))
     assert tokenizer("<|user|> \nWho?<|end|> ")["input_ids"] == tokenizer("<|user|>Who?<|end|>")["input_ids"]
 
 
@@ -134,25 +122,25 @@ def adapted(path, r, targets):
         ("phi1.5", 16, ["fc1", "fc2"], 7_864_320, 1_426_135_040),
     ],
 )
-def test_a_stand_in_has_the_weights_that_were_published(family, r, targets, trained, total, folder):
-    assert adapted(folder(family), r, targets)[1:] == (trained, total)
+def test_a_stand_in_has_the_weights_that_were_published(family, r, targets, trained, total, model_folder):
+    assert adapted(model_folder(family), r, targets)[1:] == (trained, total)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", NEW)
-def test_a_recipe_states_the_size_of_its_model_and_of_its_adapter(family, folder):
+def test_a_recipe_states_the_size_of_its_model_and_of_its_adapter(family, model_folder):
     recipe = ingredients.load_recipe(f"{family}-african-history")
-    base, trained, _ = adapted(folder(family), recipe.run["lora_r"], recipe.run["lora_target_modules"])
+    base, trained, _ = adapted(model_folder(family), recipe.run["lora_r"], recipe.run["lora_target_modules"])
     assert f"the base weights alone are {2 * base / 1e9:.1f} GB in bf16" in recipe.facts["hardware"]
     assert f"at r {recipe.run['lora_r']} {trained:,} weights" in recipe.comments["lora_target_modules",]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", NEW)
-def test_gemmas_fused_mlp_is_off_and_no_other_model_needs_that(family, folder):
+def test_gemmas_fused_mlp_is_off_and_no_other_model_needs_that(family, model_folder):
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder(family))
+    config = AutoConfig.from_pretrained(model_folder(family))
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     kernel = ingredients.load_recipe(f"{family}-african-history").run.get("lora_mlp_kernel")
     assert (activation, kernel) == (("gelu_pytorch_tanh", False) if family == "gemma3" else ("silu", None))

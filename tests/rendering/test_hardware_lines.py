@@ -21,10 +21,11 @@ KNOWN = [
     name
     for name in ingredients.recipe_names()
     if ingredients.load_recipe(name).run["base_model"] in memory_model.models()
+    and not ingredients.load_recipe(name).facts["cpu"]
 ]
-"""The recipes whose base model's dimensions are in templates/models.yaml."""
+"""The recipes for a GPU whose base model's dimensions are in templates/models.yaml."""
 
-GPU = [(name, v) for name in KNOWN for v in render.checked_in(name) if name != EMBEDDED]
+GPU = [(name, v) for name in KNOWN for v in render.checked_in(name)]
 
 
 @pytest.mark.parametrize(("recipe", "variant"), GPU)
@@ -47,7 +48,7 @@ def test_the_header_names_the_smallest_card_that_holds_a_micro_batch_of_the_rows
 def test_the_table_of_recipes_names_the_card_of_the_first_variant(recipe):
     hardware = ingredients.load_recipe(recipe).facts["hardware"]
     computed = header(recipe, render.checked_in(recipe)[0])
-    assert hardware.split(" (")[0] == (computed.split(":")[0] if recipe in KNOWN and recipe != EMBEDDED else computed)
+    assert hardware.split(" (")[0] == (computed.split(":")[0] if recipe in KNOWN else computed)
 
 
 @pytest.mark.parametrize(

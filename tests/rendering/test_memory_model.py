@@ -28,18 +28,6 @@ def model(family):
     return memory_model.models()[BASES[family]]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = {}
-
-    def make(family):
-        if family not in made:
-            made[family] = families.model_folder(family, tmp_path_factory.mktemp("models") / family)
-        return made[family]
-
-    return make
-
-
 def two_layers(path):
     """A model of two layers in bf16 on the meta device."""
     import torch
@@ -60,10 +48,10 @@ def test_the_table_has_base_models_of_recipes_only():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", families.NAMES)
-def test_the_dimensions_are_those_of_the_model(family, folder):
+def test_the_dimensions_are_those_of_the_model(family, model_folder):
     import torch
 
-    whole, facts = families.meta_model(folder(family)), model(family)
+    whole, facts = families.meta_model(model_folder(family)), model(family)
     config = whole.config
     (layers,) = [module for module in whole.modules() if isinstance(module, torch.nn.ModuleList)]
     linear = {name.split(".")[-1]: m for name, m in layers[0].named_modules() if isinstance(m, torch.nn.Linear)}
@@ -134,11 +122,11 @@ def gpu_dropout(monkeypatch):
 @pytest.mark.parametrize("dropout", [0.05, 0.0])
 @pytest.mark.parametrize("where", ["everywhere", "attention"])
 @pytest.mark.parametrize("family", families.NAMES)
-def test_what_a_layer_keeps_of_a_token_is_what_autograd_saves(family, where, dropout, folder, gpu_dropout):
+def test_what_a_layer_keeps_of_a_token_is_what_autograd_saves(family, where, dropout, model_folder, gpu_dropout):
     """Within 4 %: a CPU's layer norm keeps 16 bit, and Gemma's one key head is not repeated but shown to all."""
     facts = model(family)
     targets = [name for name in facts.linear if where == "everywhere" or name in ATTENTION]
-    few, many = (saved(folder(family), targets, tokens, dropout) for tokens in (128, 384))
+    few, many = (saved(model_folder(family), targets, tokens, dropout) for tokens in (128, 384))
     expected = memory_model._kept(bool(dropout), {name: facts.linear[name] for name in targets}, facts, 2)
     assert expected == pytest.approx((many - few) / 256, rel=0.04)
 
@@ -147,10 +135,10 @@ def test_what_a_layer_keeps_of_a_token_is_what_autograd_saves(family, where, dro
 @pytest.mark.parametrize("dropout", [0.05, 0.0])
 @pytest.mark.parametrize("family", ["llama3.2", "phi4-mini"])
 def test_dora_keeps_two_results_of_each_module_and_under_dropout_a_copy_of_its_weights(
-    family, dropout, folder, gpu_dropout
+    family, dropout, model_folder, gpu_dropout
 ):
     facts = model(family)
-    few, many = (saved(folder(family), list(facts.linear), tokens, dropout, dora=True) for tokens in (128, 384))
+    few, many = (saved(model_folder(family), list(facts.linear), tokens, dropout, dora=True) for tokens in (128, 384))
     run = {"bf16": True, "adapter": "lora", "lora_r": 8, "lora_dropout": dropout, "lora_target_linear": True}
     plain, dora = (memory_model.estimate(run | {"peft_use_dora": use}, facts) for use in (False, True))
     a_token = dora.token - memory_model._LOGIT * facts.words

@@ -4,6 +4,7 @@ It imports Axolotl first, while the caller reads rows. Then it reads one job a l
 answer a line to what was stdout; all that Axolotl prints goes to stderr. `python -m lora_recipes.check.axolotl_worker`
 """
 
+import importlib
 import json
 import os
 import sys
@@ -99,7 +100,7 @@ def tokenize(config: dict[str, Any], tokenizer: str, entry: dict[str, Any], rows
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    import axolotl.cli.config  # noqa: F401  (what the jobs need: it takes ten seconds)
+    importlib.import_module("axolotl.cli.config")  # what the jobs need: it takes ten seconds
 
     for line in sys.stdin:
         try:

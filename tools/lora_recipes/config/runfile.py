@@ -26,19 +26,11 @@ NEEDED = ("base_model", "datasets", "output_dir")
 
 @dataclass(frozen=True)
 class RunFile(Typed):
-    """A run file as read, with the folder from which its relative paths count."""
-
-    document: yamlfile.Document
-    text: str
-    anchor: Path
+    """A run file, and what is done with it as a file."""
 
     @property
     def name(self) -> str:
         return self.document.name
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.document.data
 
     @property
     def output_dir(self) -> Path:
@@ -64,10 +56,6 @@ class RunFile(Typed):
     def variant(self) -> str:
         """The last folder of output_dir: the name of this run among its recipe's."""
         return self.output_dir.name
-
-    def error(self, key: str, message: str) -> click.ClickException:
-        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-        return self.document.error(path, message)
 
     def path(self, value: str) -> Path:
         return self.anchor / value

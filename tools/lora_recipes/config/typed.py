@@ -1,25 +1,30 @@
 """The keys of a run file under their types, with the meaning that Axolotl gives to an absent one."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.config import values
+from lora_recipes.config import values, yamlfile
 
 import click
 
 
+@dataclass(frozen=True)
 class Typed:
-    """What RunFile reads out of its keys."""
+    """A run file as read, with the folder from which its relative paths count."""
 
+    document: yamlfile.Document
+    text: str
     anchor: Path
 
     @property
     def config(self) -> dict[str, Any]:
-        raise NotImplementedError
+        return self.document.data
 
     def error(self, key: str, message: str) -> click.ClickException:
-        raise NotImplementedError
+        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        return self.document.error(path, message)
 
     @property
     def base_model(self) -> str:

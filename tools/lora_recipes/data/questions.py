@@ -45,7 +45,7 @@ def load(run: RunFile, tokenizer: Any, split: str) -> tuple[list[Question], str]
     for part, fmt in rows.load_parts(run, split):
         for row in part:
             try:
-                ids = prompts.asked_ids(tokenizer, fmt, row, run.config.get("chat_template_kwargs"))
+                ids = prompts.asked_ids(tokenizer, fmt, row, run.chat_template_kwargs)
             except jinja2.TemplateError as error:
                 words = f"the model's chat template refuses the prompt: {error}; change the prompt."
                 raise run.error("datasets.0.type", words) from None

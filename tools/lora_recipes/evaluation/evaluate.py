@@ -72,7 +72,7 @@ def choose(runs: list[RunFile], base: bool, adapter: Path | None) -> list[System
     for run in runs:
         adapters.require(adapter or run.output_dir, run)
     bases: dict[Path, System] = {}
-    for run in sorted(runs, key=lambda run: bool(run.config.get("load_in_4bit"))) if base else ():
+    for run in sorted(runs, key=lambda run: run.four_bit) if base else ():
         system = systems.of_run(run, None)
         bases.setdefault(system.folder, system)
     chosen = [*bases.values(), *(systems.of_run(run, adapter or run.output_dir) for run in runs)]
@@ -148,7 +148,7 @@ def _answer_on_one_base(waiting: list[tuple[Evaluation, AnswersFile]]) -> None:
 
     first = waiting[0][0]
     precision = f"{first.settings['dtype']}{', 4 bit' if first.settings['four_bit'] else ''}"
-    click.echo(f"loading {first.system.run.config['base_model']} ({precision}) …", err=True)
+    click.echo(f"loading {first.system.run.base_model} ({precision}) …", err=True)
     shared = SharedBase([evaluation.system for evaluation, _ in waiting])
     # The model's own sampling defaults would be mixed into every call.
     shared.base.generation_config = GenerationConfig()

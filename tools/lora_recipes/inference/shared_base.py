@@ -23,10 +23,8 @@ class Loaded:
 
 
 def loaded(system: System) -> Loaded:
-    config = system.run.config
-    dtype = str(loading.dtype_of(system.run)).removeprefix("torch.")
-    in_4bit = system.adapter is not None and bool(config.get("load_in_4bit"))
-    return Loaded(system.run.model(), dtype, in_4bit, config.get("attn_implementation"))
+    run = system.run
+    return Loaded(run.model(), run.dtype_name, system.adapter is not None and run.four_bit, run.attention)
 
 
 def groups(systems: Iterable[System]) -> list[list[System]]:

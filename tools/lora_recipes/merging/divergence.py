@@ -92,7 +92,7 @@ def _measure(
     click.echo("Verifying: the merged model …", err=True)
     merged = log_probabilities(streaming.opened(Weights(folder, pool), plan.dtype), examples)
     result["kl_adapter_merged"] = mean_divergence(adapter, merged)
-    if run.config.get("load_in_4bit") and plan.onto == "full":
+    if run.four_bit and plan.onto == "full":
         click.echo("Verifying: the adapter on the 4-bit base that it was trained on …", err=True)
         four_bit = Weights(plan.base, pool, merge_plan.quantized_weights(run), trained)
         model = streaming.opened(four_bit, torch.float32, plan.adapter)

@@ -188,7 +188,7 @@ def _write_companions(run: RunFile, plan: Plan, folder: Path) -> None:
             settings["tie_word_embeddings"] = False
         ends = settings.get("eos_token_id")
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        if "eos_token" in (run.config.get("special_tokens") or {}) and tokenizer.eos_token_id not in ends:
+        if "eos_token" in run.special_tokens and tokenizer.eos_token_id not in ends:
             settings["eos_token_id"] = [tokenizer.eos_token_id, *ends]
         _write_json(folder / name, settings)
 

@@ -88,12 +88,12 @@ def _require_rank(folder: Path, config: dict[str, Any], run: RunFile) -> None:
 def tensors_of(folder: Path) -> dict[str, Any]:
     """The tensors by name. Raises for a file that is cut off, empty, not finite, or that changes nothing."""
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     path = folder / FILES[0]
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = load_file(path)
     except SafetensorError as error:
         raise click.ClickException(
             f"{path}: not a whole safetensors file ({error}); restore it, from a checkpoint-* folder for example."

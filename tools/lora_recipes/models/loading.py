@@ -22,16 +22,16 @@ _UNREAD = (
 def require_read(run: RunFile) -> None:
     """Raises click.ClickException for a key that makes Axolotl train another model than is loaded here."""
     for key in _UNREAD:
-        if run.config.get(key) not in (None, False, [], {}, run.config["base_model"]):
+        if run.config.get(key) not in (None, False, [], {}, run.base_model):
             raise run.error(
                 key,
                 "Axolotl loads another model or tokenizer for it, these tools do not; delete the key to use "
-                f"{run.config['base_model']} as it is, or name a folder with the model and the tokenizer that are "
+                f"{run.base_model} as it is, or name a folder with the model and the tokenizer that are "
                 "meant under base_model.",
             )
 
 
-def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
+def load_tokenizer(run: RunFile) -> Any:
     """The base model's tokenizer with the run file's special tokens and chat template.
 
     Raises click.ClickException for a token or a template that is not to be had, and as require_read does.
@@ -41,11 +41,11 @@ def load_tokenizer(run: RunFile, special_tokens: bool = True) -> Any:
     require_read(run)
     with _errors_in_a_sentence(run):
         tokenizer = AutoTokenizer.from_pretrained(run.model(), trust_remote_code=False)
-    for name, token in (run.config.get("special_tokens") or {}).items() if special_tokens else ():
+    for name, token in run.special_tokens.items():
         if name != "additional_special_tokens" and token not in tokenizer.get_vocab():
             raise run.error(
                 f"special_tokens.{name}",
-                f"{token!r} is not a token of {run.config['base_model']}; take one that it has.",
+                f"{token!r} is not a token of {run.base_model}; take one that it has.",
             )
         setattr(tokenizer, name, token)
     if tokenizer.pad_token is None:
@@ -93,9 +93,9 @@ def load_base(run: RunFile, dtype: Any = None, quantized: bool | None = None) ->
     if dtype == torch.bfloat16:
         processes.warn_of_emulated_bf16()
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
-    if run.config.get("attn_implementation"):
-        options["attn_implementation"] = run.config["attn_implementation"]
-    if run.config.get("load_in_4bit") if quantized is None else quantized:
+    if run.attention:
+        options["attn_implementation"] = run.attention
+    if run.four_bit if quantized is None else quantized:
         options["quantization_config"] = four_bit(dtype)
     if not is_deepspeed_zero3_enabled():  # which shards the weights as they are read
         options["device_map"] = {"": "cpu" if processes.on_cpu() else int(processes.local_rank())}
@@ -168,8 +168,8 @@ def _errors_in_a_sentence(run: RunFile) -> Iterator[None]:
     try:
         yield
     except (OSError, ImportError, ValueError, KeyError) as error:
-        name = str(run.config["base_model"])
-        remedy = (
-            "run `make setup`" if name.startswith(".cache") else "log in and check the name, or give a local folder"
-        )
-        raise run.error("base_model", f"{name} cannot be loaded; {remedy}. ({libraries.reason(error)})") from None
+        bundled = run.base_model.startswith(".cache")
+        remedy = "run `make setup`" if bundled else "log in and check the name, or give a local folder"
+        raise run.error(
+            "base_model", f"{run.base_model} cannot be loaded; {remedy}. ({libraries.reason(error)})"
+        ) from None

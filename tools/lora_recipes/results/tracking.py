@@ -10,7 +10,7 @@ from lora_recipes.results.systems import System
 
 
 def wanted(run: RunFile) -> bool:
-    return bool(run.config.get("wandb_project") or run.config.get("wandb_mode"))
+    return bool(run.wandb_project or run.config.get("wandb_mode"))
 
 
 def _mode(run: RunFile) -> Any:
@@ -19,21 +19,21 @@ def _mode(run: RunFile) -> Any:
 
 def require_login(run: RunFile) -> None:
     """Fail before the work when W&B is wanted online and no key is there."""
-    if not wanted(run) or _mode(run) not in ("online", "shared"):
+    if not wanted(run) or _mode(run) in ("offline", "dryrun", "disabled"):
         return
     import wandb
 
     with contextlib.redirect_stderr(io.StringIO()):  # it calls its own attribute deprecated, without another for this
         key_found = bool(wandb.api.api_key)
     if not key_found:
-        key = "wandb_project" if run.config.get("wandb_project") else "wandb_mode"
+        key = "wandb_project" if run.wandb_project else "wandb_mode"
         raise run.error(key, "no W&B login is found; run `wandb login`, or set WANDB_MODE=offline.")
 
 
 def name_project(run: RunFile) -> None:
     """Tell transformers' W&B callback, which reads the environment, what the run file says."""
-    if run.config.get("wandb_project"):
-        os.environ["WANDB_PROJECT"] = str(run.config["wandb_project"])
+    if run.wandb_project:
+        os.environ["WANDB_PROJECT"] = run.wandb_project
         os.environ["WANDB_MODE"] = _mode(run)
 
 
@@ -56,7 +56,7 @@ def log(system: System, kind: str, metrics: dict[str, Any]) -> None:
             flat[f"{kind}/{metric}"] = value
     try:
         logged = wandb.init(
-            project=run.config.get("wandb_project") or run.recipe,
+            project=run.wandb_project or run.recipe,
             entity=run.config.get("wandb_entity"),
             name=f"{name}-{kind}",
             group=run.recipe,

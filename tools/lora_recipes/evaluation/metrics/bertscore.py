@@ -8,6 +8,7 @@ from typing import Any
 from lora_recipes.data import questions
 from lora_recipes.evaluation.metrics import Answers
 from lora_recipes.models import bundled
+from lora_recipes.support import libraries
 
 import click
 
@@ -95,10 +96,9 @@ def load(model: str | None) -> Scorer:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         scorer = BERTScorer(source, num_layers=_layers(source, config), rescale_with_baseline=False)
     except (OSError, ValueError, ImportError) as error:
-        words = " ".join(str(error).split())[:200]
         raise click.ClickException(
             f"--score-model {model}: cannot be loaded; give a model on the Hub that can be reached, a folder, "
-            f"or leave it out for {EMBEDDED}. ({words})"
+            f"or leave it out for {EMBEDDED}. ({libraries.reason(error)})"
         ) from None
     scorer._model.float()
     limit = _limit(scorer._tokenizer, config)
