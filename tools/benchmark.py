@@ -10,7 +10,7 @@ from lora_recipes.config import runfile
 from lora_recipes.evaluation import tasks
 from lora_recipes.results import result_files, tables, tracking
 from lora_recipes.results.systems import System
-from lora_recipes.support import files, libraries
+from lora_recipes.support import files, libraries, terminal
 
 import click
 
@@ -27,7 +27,7 @@ def _table(sections: dict[System, dict[str, Any]]) -> str:
     return f"{tables.aligned(rows)}\n{tables.DIFFERENCE_NOTE}"
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 @click.argument("sources", nargs=-1, required=True, metavar="RUN...")
 @click.option("--base", is_flag=True, help="measure the base model too")
 @click.option("--tasks", "named", default=",".join(tasks.NAMES), metavar="A,B", help="any that lm-eval knows")

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from lora_recipes.check.findings import Report
-from lora_recipes.support import libraries
+from lora_recipes.support import libraries, terminal
 
 import click
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 @click.argument("run", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="everything as JSON on stdout")
 @click.option("--row", type=click.IntRange(1), metavar="N", help="show training row N with its mask")

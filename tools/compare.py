@@ -8,7 +8,7 @@ from lora_recipes.config import runfile
 from lora_recipes.report import pages, side_by_side
 from lora_recipes.report.side_by_side import Answered
 from lora_recipes.results import systems, tables
-from lora_recipes.support import files
+from lora_recipes.support import filenames, files, terminal
 
 import click
 
@@ -93,10 +93,10 @@ def _require_one_recipe(runs: list[runfile.RunFile]) -> None:
         raise click.UsageError("the runs belong to different recipes; compare the variants of one recipe.")
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 @click.argument("sources", nargs=-1, required=True, metavar="RUN...")
 @click.option("--base", is_flag=True, help="insist on the base model's answers")
-@click.option("--split", default="test", show_default=True, help="split that was answered")
+@click.option("--split", default="test", show_default=True, callback=filenames.option, help="split that was answered")
 @click.option("--rows", "count", default=5, show_default=True, type=click.IntRange(1), help="rows of each kind")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="HTML file; .md goes beside it")
 def main(sources: tuple[str, ...], base: bool, split: str, count: int, output: Path | None) -> None:

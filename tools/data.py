@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.data import similarity, sources, splitting, statistics
-from lora_recipes.support import files, libraries
+from lora_recipes.support import files, libraries, terminal
 
 import click
 
@@ -22,7 +22,7 @@ _answer = click.option("--answer", default="answer", show_default=True, help="co
 _as_json = click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 
 
-@click.group()
+@click.group(cls=terminal.Tools)
 def main() -> None:
     """Consolidate, measure, check and push question/answer data.
 
@@ -93,7 +93,7 @@ def _many(count: int, noun: str) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = terminal.visible(" ".join(text.split()))
     return line if len(line) <= 100 else f"{line[:99]}…"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_recipes import ROOT
 from lora_recipes.rendering import render
 from lora_recipes.results import result_files
-from lora_recipes.support import files, processes
+from lora_recipes.support import files, processes, terminal
 
 import click
 
@@ -64,7 +64,7 @@ def summary(system: str) -> str:
     return line
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 def main() -> None:
     """Run every step of the project on a small model, on this machine.
 

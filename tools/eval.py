@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_recipes.config import runfile
 from lora_recipes.results import result_files, systems, tables, tracking
-from lora_recipes.support import files, libraries
+from lora_recipes.support import filenames, files, libraries, terminal
 
 import click
 
@@ -24,10 +24,10 @@ def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
     return f"{tables.aligned(rows)}\n{tables.DIFFERENCE_NOTE}"
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 @click.argument("sources", nargs=-1, required=True, metavar="RUN...")
 @click.option("--base", is_flag=True, help="measure the base model too")
-@click.option("--split", default="test", show_default=True, help="rows to ask")
+@click.option("--split", default="test", show_default=True, callback=filenames.option, help="rows to ask")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="ask the first N rows only")
 @click.option("--batch-size", type=click.IntRange(1), help="questions at once  [default: by free memory]")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="longest answer")
@@ -55,12 +55,10 @@ def main(
     Example:
       tools/eval.py recipes/smollm2-african-history/lora.yaml --base --limit 20
     """
-    if "/" in split:
-        raise click.UsageError(f"--split {split}: the name of a split has no slash; give test, validation or train.")
+    watch = result_files.Stopwatch()
     runs = runfile.load_several(sources, adapter)
     for run in runs:
         tracking.require_login(run)
-    watch = result_files.Stopwatch()
     click.echo("checking adapters, questions and scoring model …", err=True)
     libraries.quiet()
     from lora_recipes.evaluation import answering, evaluate, scorecards

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora_recipes.config import runfile
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.results import result_files
-from lora_recipes.support import files, libraries, processes
+from lora_recipes.support import files, libraries, processes, terminal
 
 import click
 
@@ -99,7 +99,7 @@ def _write(run: RunFile, plan: "Plan", folder: Path) -> dict[str, str]:
         return folding.write(run, plan, folder, lambda: bar.update(1))
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 @click.argument("source", metavar="RUN")
 @click.option("--adapter", type=click.Path(file_okay=False, path_type=Path), help="adapter, not the run's own")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="folder, not OUTPUT_DIR/merged")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_recipes import ROOT
 from lora_recipes.rendering import ingredients, render
-from lora_recipes.support import files
+from lora_recipes.support import files, terminal
 
 import click
 
@@ -54,7 +54,7 @@ def _check() -> None:
     click.echo(f"{len(expected)} files are what the templates give.", err=True)
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 @click.option(
     "--recipe",
     default="phi4-mini-african-history",

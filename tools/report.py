@@ -9,7 +9,7 @@ from lora_recipes import ROOT
 from lora_recipes.report import inputs, pages, plots, recipe_tables
 from lora_recipes.results import tables
 from lora_recipes.results.systems import System
-from lora_recipes.support import files
+from lora_recipes.support import files, terminal
 
 import click
 
@@ -76,7 +76,7 @@ def _write(measured: list[System], recipes: list[str], target: Path) -> list[Pat
     return [target / name for name in ("README.md", "index.html", *(plot["file"] for plot in shown))]
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="write the report here")
 @click.option("--publish", is_flag=True, help="copy results to results/, report there")

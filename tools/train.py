@@ -2,12 +2,12 @@
 """Train a run file with transformers' Trainer and PEFT; needs no Axolotl."""
 
 from lora_recipes.config import runfile
-from lora_recipes.support import libraries, processes
+from lora_recipes.support import libraries, processes, terminal
 
 import click
 
 
-@click.command()
+@click.command(cls=terminal.Tool)
 @click.argument("run", metavar="RUN")
 @click.option("--overwrite", is_flag=True, help="train anew over what output_dir holds")
 def main(run: str, overwrite: bool) -> None:

@@ -1,7 +1,10 @@
 """Files are whole or absent, and a disk that cannot take them is said in a sentence."""
 
 import concurrent.futures
+import errno
 import fcntl
+import os
+import stat
 
 from lora_recipes.support import files
 
@@ -97,3 +100,31 @@ def test_too_little_space_is_said_before_the_work(tmp_path):
     files.require_space(tmp_path, 1)
     with pytest.raises(click.ClickException, match="MB are needed there"):
         files.require_space(tmp_path, 10**18)
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775), (0, 0o666, 0o777)])
+def test_the_umask_says_who_may_read_what_is_written(tmp_path, umask, file, folder):
+    before = os.umask(umask)
+    try:
+        files.write_text(tmp_path / "sub" / "result.json", "new")
+        with files.locked(tmp_path / "sub" / "made"), files.whole_folder(tmp_path / "sub" / "made") as made:
+            files.write_text(made / "a", "a")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "sub").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (folder if path.is_dir() else file), path
+    assert stat.S_IMODE((tmp_path / "sub").stat().st_mode) == folder
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("busy", ["", "another process writes"])
+def test_a_file_system_without_locks_is_said_once_and_written_to(tmp_path, monkeypatch, capsys, number, busy):
+    def none(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with files.locked(tmp_path / "result.json", busy):
+        files.write_text(tmp_path / "result.json", "new")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be locked" in said and os.strerror(number) in said
+    assert (tmp_path / "result.json").read_text() == "new"

@@ -15,7 +15,7 @@ from typing import Any
 from lora_recipes.config import keys, runfile
 from lora_recipes.data import prepared, rows
 from lora_recipes.results import result_files
-from lora_recipes.support import processes
+from lora_recipes.support import processes, terminal
 
 import click
 
@@ -27,6 +27,7 @@ _GRACE = 120
 
 def main() -> None:
     """The console script. Axolotl finds its launchers in PATH, where only an activated environment has them."""
+    terminal.standard_streams()
     processes.use_own_programs()
     args = sys.argv[1:]
     try:
@@ -36,7 +37,7 @@ def main() -> None:
             given = read("-")
             sys.argv[1:] = with_path(args, "-", given.keep(plugins(given)))
     except click.ClickException as error:
-        error.show()
+        terminal.show(error)
         sys.exit(error.exit_code)
     return _axolotl_quietly()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_recipes.config import runfile
 from lora_recipes.results import result_files
-from lora_recipes.support import files, processes
+from lora_recipes.support import files, processes, terminal
 from lora_recipes.training import settings
 
 import click
@@ -146,7 +146,7 @@ def _say_errors_in_a_sentence() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         said = error if isinstance(error, click.ClickException) else files.sentence(error, "the output folder")
         if said:
-            said.show()
+            terminal.show(said)
         else:
             sys.__excepthook__(kind, error, trace)
 

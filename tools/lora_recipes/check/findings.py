@@ -5,10 +5,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_recipes.config import scrubbing
+from lora_recipes.support import terminal
 
 import click
 
 SEVERITIES = ("error", "warning", "note")
+_LENGTH = 1000
+"""Characters of each part of a finding."""
 _COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 
 
@@ -27,7 +30,12 @@ class Finding:
 
     def __post_init__(self) -> None:
         for name in ("key", "found", "expected", "fix"):  # all may quote the file, where a token may stand
-            object.__setattr__(self, name, scrubbing.scrubbed(getattr(self, name)))
+            object.__setattr__(self, name, _said(getattr(self, name)))
+
+
+def _said(text: str) -> str:
+    """What may be said of a file: no secret, nothing that steers a terminal, no value of a megabyte."""
+    return terminal.shortened(terminal.visible(scrubbing.scrubbed(text)), _LENGTH)
 
 
 @dataclass
@@ -43,11 +51,11 @@ class Report:
     def fact(self, label: str, value: Any, *text: str) -> None:
         """A value for the JSON, and lines that say it under a label."""
         self.facts[label.replace(" ", "_")] = value
-        self.lines += [(label if number == 0 else "", line) for number, line in enumerate(text)]
+        self.lines += [(label if number == 0 else "", _said(line)) for number, line in enumerate(text)]
 
     def skip(self, check: str, reason: str) -> None:
         """Note a check that could not be made."""
-        reason = scrubbing.scrubbed(" ".join(reason.split()))
+        reason = _said(" ".join(reason.split()))
         if (check, reason) not in self.unchecked:
             self.unchecked.append((check, reason))
 
@@ -74,7 +82,7 @@ class Report:
 
     def as_text(self) -> Iterator[str]:
         """Lines for a terminal: facts, findings, what was not checked, the sum."""
-        yield click.style(self.name, bold=True)
+        yield click.style(_said(self.name), bold=True)
         for label, text in self.lines:
             yield f"  {label:<16}{text}"
         for finding in self.sorted():

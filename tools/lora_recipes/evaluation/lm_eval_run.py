@@ -59,9 +59,9 @@ def _path(system: System, task: Task) -> Path:
 def _kept(system: System, task: Task, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The score on file, if it is of just these inputs."""
     try:
-        found = json.loads(_path(system, task).read_text(encoding="utf-8"))
+        found = files.read_json(_path(system, task))
         return _with_intervals(found) if found["inputs"] == wanted else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (click.ClickException, KeyError, TypeError):
         return None
 
 

@@ -20,7 +20,7 @@ from lora_recipes import ROOT
 from lora_recipes.config import keys
 from lora_recipes.evaluation import tinybenchmarks
 from lora_recipes.evaluation.tinybenchmarks import OutOfReach
-from lora_recipes.support import files, libraries
+from lora_recipes.support import filenames, files, libraries, terminal
 
 import click
 import yaml
@@ -113,6 +113,8 @@ def _of_lm_eval(name: str, manager: Any, limit: int | None) -> list[Task]:
     random.seed(0)  # as lm-eval does: some tasks shuffle their options
     try:
         found = get_task_list(manager.load_task_or_group([name]))
+        if unsafe := [one.task_name for one in found if not filenames.is_safe(one.task_name)]:
+            raise OutOfReach(f"{terminal.shown(unsafe[0])} becomes part of a file's name: {filenames.EXPECTED}")
         return [Task(one.task_name, _digest(one.task, parameters), one.task, folder) for one in found]
     except OutOfReach:
         raise

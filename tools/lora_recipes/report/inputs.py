@@ -29,8 +29,7 @@ def load(folder: Path) -> list[System]:
     found: dict[tuple[str, str], System] = {}
     for path in paths:
         result = result_files.read(path)
-        system = System(str(result["recipe"]), str(result["variant"]), path)
-        _require_plain_name(system)
+        system = System(result["recipe"], result["variant"], path)
         other = found.setdefault((system.recipe, system.name), system)
         if other is not system:
             raise click.ClickException(
@@ -55,13 +54,6 @@ def published_files(folder: Path) -> list[Path]:
     """The <recipe>/<variant>.json files of a folder; what bench/ measured of speed is of no system."""
     found = [path for path in sorted(folder.glob("*/*.json")) if path.parent.name != "bench"]
     return [path for path in found if not (path.parent / "adapter_config.json").exists()]
-
-
-def _require_plain_name(system: System) -> None:
-    """Recipe and variant become file names when a result is published."""
-    for name in (system.recipe, system.name):
-        if Path(name).name != name:
-            raise click.ClickException(f"{system.path}: {name!r} is no name of a recipe or variant; measure again.")
 
 
 def _order(system: System) -> tuple[str, int, str]:

@@ -1,6 +1,7 @@
 """The two plots of the report, as PNG: losses against steps, and F1 a system."""
 
 import io
+import math
 from typing import Any
 
 from lora_recipes.report import inputs
@@ -90,9 +91,9 @@ def _points(recipe: str, measured: list[System]) -> list[dict[str, Any]]:
     """Name, mean, interval and colour of each system of a recipe, the published last."""
     colours = _colours(measured)
     points = [
-        {"name": system.name, "colour": colours[system.name], **score}
+        {"name": system.name, "colour": colours[system.name], **system.metrics["bertscore_f1"]}
         for system in measured
-        if system.recipe == recipe and isinstance(score := system.metrics.get("bertscore_f1"), dict)
+        if system.recipe == recipe and _can_be_drawn(system.metrics.get("bertscore_f1"))
     ]
     models = {system.scored_with for system in measured if system.recipe == recipe}
     for row in inputs.published(recipe):
@@ -101,6 +102,14 @@ def _points(recipe: str, measured: list[System]) -> list[dict[str, Any]]:
             name = f"{row['publisher']}: {row['system']}"
             points.append({"name": name, "colour": _PUBLISHED, "mean": row["metrics"]["bertscore_f1"]})
     return points
+
+
+def _can_be_drawn(score: Any) -> bool:
+    """Whether it is a mean, in its interval where it has one."""
+    if not isinstance(score, dict) or score.get("mean") is None:
+        return False
+    low, high = (score["mean"] if score.get(end) is None else score[end] for end in ("low", "high"))
+    return math.isfinite(high - low) and bool(low <= score["mean"] <= high)
 
 
 def _score_point(axis: Any, height: int, point: dict[str, Any]) -> None:

@@ -136,7 +136,7 @@ def _mean_loss(system: System) -> float | None:
 
 def _trained_tokens(system: System) -> int | None:
     """Tokens with a loss: as Axolotl logged them, else those of an epoch times the epochs trained."""
-    logged = [entry["tokens/trainable"] for entry in system.history if "tokens/trainable" in entry]
+    logged = [entry["tokens/trainable"] for entry in system.history if entry.get("tokens/trainable") is not None]
     if logged:
         return int(max(logged))
     epoch = (system.section("training").get("metrics") or {}).get("trained_tokens_an_epoch")

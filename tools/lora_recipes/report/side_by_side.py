@@ -49,28 +49,25 @@ def load(runs: list[RunFile], split: str, base: bool) -> list[Answered]:
 def _answered(system: System, split: str) -> Answered:
     evaluation = system.section(systems.evaluation_kind(split))
     # Beyond a --limit, answers of an earlier evaluation stay in the file.
-    rows = evaluation.get("rows", math.inf)
+    rows = evaluation.get("rows") or math.inf
     found = [answer for answer in _read(system, split) if answer["row"] < rows]
-    f1 = [float(value) for value in evaluation.get("scores", {}).get("f1") or []]
+    f1 = [float(value) for value in (evaluation.get("scores") or {}).get("f1") or []]
     return Answered(system, found, evaluation, f1 if len(f1) == len(found) else [])
 
 
 def _read(system: System, split: str) -> list[dict[str, Any]]:
     """A system's answers in row order, with texts that any page can hold."""
     path = system.answers_path(split)
-    if not path.is_file():
+    if not path.exists():
         is_base = system.name == systems.BASE
         command = f"tools/eval.py {system.run.name}{' --base' if is_base else ''}"
         command += f" --split {split}" if split != "test" else ""
         what = "the base model" if is_base else system.name
         raise click.ClickException(f"{path}: no answers of {what} yet; run `{command}` first.")
-    try:
-        found, damaged = answers.read(path)
-    except OSError as error:
-        raise click.ClickException(f"{path}: cannot be read ({error}); run tools/eval.py again.") from None
-    if damaged:
+    found, damaged = answers.read(path)
+    for line, mistake in damaged.items():
         raise click.ClickException(
-            f"{path}, line {damaged[0]}: not an answer of tools/eval.py; run it again, it keeps the whole lines."
+            f"{path}, line {line}: not an answer of tools/eval.py ({mistake}); run it again, it keeps the whole lines."
         )
     if not found:
         raise click.ClickException(f"{path}: holds no answers; run tools/eval.py again.")

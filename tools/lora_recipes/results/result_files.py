@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_recipes import ROOT
 from lora_recipes.config.runfile import RunFile
-from lora_recipes.support import files
+from lora_recipes.support import files, terminal
 
 import click
 
@@ -62,10 +62,22 @@ def update(run: RunFile, kind: str, content: dict[str, Any], base: bool = False)
     path = folder(run, base) / NAME
     with files.locked(path):
         fresh: dict[str, Any] = {"recipe": run.recipe, "variant": "base" if base else run.variant}
-        result = read(path) if path.exists() else fresh
+        result = (_read_or_set_aside(path) if os.path.lexists(path) else None) or fresh
         result[kind] = content
         files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def _read_or_set_aside(path: Path) -> dict[str, Any] | None:
+    """A result file; one that cannot be read is renamed, for what was measured just now must not be lost by it."""
+    try:
+        return read(path)
+    except click.ClickException as error:
+        aside = path.with_name(f"{path.name}.unreadable")
+        with files.as_click_errors(path):
+            os.replace(path, aside)
+        click.echo(f"{terminal.visible(error.message)} It is {aside.name} now.", err=True)
+        return None
 
 
 def environment() -> dict[str, Any]:
@@ -126,13 +138,14 @@ def _peak_gpu_memory() -> dict[str, int]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result file. Raises click.ClickException for one that is truncated or foreign."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"{path}: not a result file ({error}); delete it and measure again.") from None
-    if not isinstance(result, dict) or not {"recipe", "variant"} <= set(result):
+    """A result file. Raises click.ClickException, naming the field, for one that is truncated, foreign or spoilt."""
+    from lora_recipes.results import schema
+
+    result = files.read_json(path)
+    if not {"recipe", "variant"} <= set(result):
         raise click.ClickException(f"{path}: not a result of these tools; move it elsewhere.")
+    if mistake := schema.mistake(schema.Result, result):
+        raise click.ClickException(f"{path}: {mistake}; correct it there, or delete the file and measure again.")
     return result
 
 

@@ -1,13 +1,13 @@
 """What is measured: the base model of a recipe or a variant trained from it, and where its results are kept."""
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.results import result_files
+from lora_recipes.support import files
 
 import click
 
@@ -53,7 +53,7 @@ class System:
     @functools.cached_property
     def result(self) -> dict[str, Any]:
         """Its result file; empty without one. Raises click.ClickException for one that is truncated or foreign."""
-        return result_files.read(self.path) if self.path.is_file() else {}
+        return result_files.read(self.path) if self.path.exists() else {}
 
     def section(self, kind: str) -> dict[str, Any]:
         found = self.result.get(kind)
@@ -67,26 +67,27 @@ class System:
     @property
     def scored_with(self) -> str:
         """The BERTScore model; '' when unknown."""
-        return str((self.section("evaluation").get("scoring") or {}).get("model", ""))
+        return (self.section("evaluation").get("scoring") or {}).get("model") or ""
 
     @functools.cached_property
     def history(self) -> list[dict[str, Any]]:
         """What was logged in training: in its section, else in the trainer state beside it or of the last checkpoint.
 
-        Raises click.ClickException for a trainer state that is cut off.
+        Raises click.ClickException for a trainer state that is cut off or spoilt.
         """
         logged = self.section("training").get("log_history")
         if logged is None and (state := self._trainer_state()).is_file():
-            try:
-                logged = json.loads(state.read_text(encoding="utf-8"))["log_history"]
-            except (ValueError, KeyError, TypeError):
-                raise click.ClickException(f"{state}: not a whole trainer state; delete it, or train again.") from None
+            from lora_recipes.results import schema
+
+            logged = files.read_json(state).get("log_history")
+            if mistake := schema.mistake(schema.History, logged):
+                raise click.ClickException(f"{state}: log_history.{mistake}; delete the file, or train again.")
         return [entry for entry in logged or [] if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
 
     def _trainer_state(self) -> Path:
         state = self.folder / "trainer_state.json"
         states = self.folder.glob(f"checkpoint-*/{state.name}")
-        numbered = {int(step): path for path in states if (step := path.parent.name.partition("-")[2]).isdigit()}
+        numbered = {int(step): path for path in states if (step := path.parent.name.partition("-")[2]).isdecimal()}
         return state if state.is_file() or not numbered else numbered[max(numbered)]
 
     def losses(self, name: str) -> list[tuple[int, float]]:

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes import ROOT
+from lora_recipes.support import locks
 
 import click
 
@@ -82,8 +82,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def _open_locked(temporary: Path) -> int:
     """The temporary file, empty and locked: a killed process's is written over, a living one's is waited for."""
     while True:
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = locks.take(temporary)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(temporary)):
                 os.truncate(handle, 0)
@@ -141,12 +140,11 @@ def locked(target: Path, busy: str = "") -> Iterator[int]:
     """
     with as_click_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(target.parent / f".{target.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            handle = locks.take(target.parent / f".{target.name}.lock", wait=not busy)
         except BlockingIOError:
             raise click.ClickException(busy) from None
+    try:
         yield handle
     finally:
         os.close(handle)
@@ -171,23 +169,40 @@ def require_space(folder: Path, size: int) -> None:
         )
 
 
-def read_text(path: Path) -> str:
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file: one that is a pipe or a device may have no end, or not begin.
+
+    Raises click.ClickException for what is none, or cannot be read.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise click.ClickException(f"{relative(path)}: is no regular file; put one in its place.")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise click.ClickException(f"{relative(path)}: cannot be read: {reason}.") from None
+
+
+def read_text(path: Path) -> str:
+    """As read_bytes, of UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise click.ClickException(
             f"{relative(path)}: byte {error.start} is not UTF-8; save the file as UTF-8."
         ) from None
-    except OSError as error:
-        raise click.ClickException(f"{relative(path)}: cannot be read: {error.strerror}.") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises click.ClickException for anything else."""
+    """A JSON object. Raises click.ClickException for anything else, and where its texts cannot be written as UTF-8."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads(read_text(path))
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise click.ClickException(f"{path}: not readable as JSON ({error}); restore it.") from None
+    if not isinstance(found, dict):
+        raise click.ClickException(f"{path}: no JSON object; restore it.")
+    return found
 
 
 def sha256(path: Path) -> str:
