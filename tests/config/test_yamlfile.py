@@ -1,5 +1,7 @@
 """Strict reading and readable writing of YAML."""
 
+import time
+
 from lora_recipes.config import yamlfile
 
 import click
@@ -25,6 +27,54 @@ def test_a_mistake_is_one_sentence_with_its_line(text, words):
         yamlfile.load(text, "my.yaml")
     assert all(word in caught.value.message for word in ["my.yaml", *words]), caught.value.message
     assert "\n" not in caught.value.message
+
+
+NINE = [
+    "a0: &a0 [x, x, x, x, x, x, x, x, x]",
+    *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)),
+]
+HOSTILE = {
+    **{f"seed: {date}": ["line 1", "seed", f"found {date}", "quote it"] for date in ("2024-01-01", "2024-13-45")},
+    "2024-01-01: x": ["line 1", "expected text", "quote it"],
+    **{
+        f"a: 1\nb: {value}": ["line 2", "invalid YAML", "is no "]
+        for value in (
+            "0x_",
+            "0b_",
+            "1" * 5000,
+            "!!int abc",
+            "!!bool maybe",
+            "!!float x",
+            "1:" * 3000 + "1",
+            "!!set {a}",
+        )
+    },
+    'a: 1\nb: "\\ud800"': ["line 2", "surrogate"],
+    'a: "\\UFFFFFFFF"': ["invalid YAML"],
+    "a: 1\nb: \x00": ["line 2", "invalid YAML"],
+    "? [a, b]\n: c": ["line 1", "as a key"],
+    "\n".join(NINE): ["aliases make more than"],
+    "\n".join([*NINE, "? *a9\n: c"]): ["line 10", "as a key"],
+    "\n".join([*NINE, "m: {<<: *a9}"]): ["aliases make more than"],
+    "\n".join(f"k{n}: {n}" for n in range(100_000)): ["more than"],
+    "\n".join(f"k{n}: " for n in range(9_000)): ["line 2500", "keys and values"],
+    "a: " + "[" * 100_000: ["nested too deep"],
+    "\n".join(f"{' ' * n}k{n}:" for n in range(300)): ["line 20", "nested too deep"],
+    "a: &a [*a]": ["line 1", "nested too deep"],
+    "a: 1" + " " * 150_000 + "x # y\na: 2": ["line 2", "duplicate"],
+    "a: " + "1" * 150_000 + "x\na: 2": ["line 2", "duplicate"],
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=[text[:20] for text in HOSTILE])
+def test_yaml_that_a_loader_chokes_on_is_one_sentence_within_a_second_or_two(text):
+    began = time.process_time()
+    with pytest.raises(click.ClickException) as caught:
+        yamlfile.load(text, "my.yaml")
+    assert time.process_time() - began < 2
+    words = ["my.yaml", *HOSTILE[text]]
+    assert all(word in caught.value.message for word in words), caught.value.message
+    assert caught.value.message.isprintable() and len(caught.value.message) < 400
 
 
 def test_every_key_knows_its_line_and_its_comment():

@@ -1,10 +1,14 @@
 """Keys: unknown, written twice, of the wrong type, or dropped in Axolotl's newest release."""
 
+import itertools
 from typing import Any
 
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.findings import Finding
 from lora_recipes.config import keys, runfile, yamlfile
+
+_MOST = 50
+"""Mistakes that are reported: the nearest key to each takes a while to find."""
 
 _EXPECTED = {
     "duplicate-key": "each key once",
@@ -18,11 +22,12 @@ def check(checked: CheckedRun) -> None:
     """Unknown keys at any level, duplicates, text where a number is meant, missing and dropped keys."""
     document = checked.given.document
     known, complete = keys.known_to(checked.config.get("plugins"))
-    problems = [*document.problems, *keys.problems(document, (), document.data, known)]
-    as_text = {problem.path for problem in problems if problem.kind == "text-number"}
-    for problem in problems:
-        if problem.kind == "wrong-type" and problem.path in as_text:
-            continue  # one mistake, one finding
+    told = {problem.path for problem in document.problems}
+    by_key = (one for one in keys.problems(document, (), document.data, known) if one.path not in told)
+    problems = list(itertools.islice(itertools.chain(document.problems, by_key), _MOST + 1))
+    if len(problems) > _MOST:
+        checked.report.skip("further keys", f"{_MOST} are wrong; mend those first")
+    for problem in problems[:_MOST]:
         severity = "error" if complete or problem.kind != "unknown-key" or len(problem.path) > 1 else "warning"
         _add(checked, severity, problem)
     for key in runfile.NEEDED:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.config import keys, scrubbing, values, yamlfile
+from lora_recipes.config import keys, scrubbing, values, yamlfile, yamlloader
 from lora_recipes.config.typed import Typed
 from lora_recipes.support import files
 
@@ -135,11 +135,13 @@ def source_text(source: str | Path) -> tuple[str, str]:
     if source == "-":
         if sys.stdin.isatty():
             raise click.UsageError("- reads a run file from stdin; pipe one in, as in `tools/render.py | … -`.")
-        name, text = "stdin", _decoded(sys.stdin.buffer.read())
+        name, text = "stdin", _decoded(sys.stdin.buffer.read(yamlloader.BYTES + 1))
     else:
         path = Path(source)
         if not path.is_file():
             raise click.UsageError(f"no run file {source}; recipes/ holds the rendered ones.")
+        if path.stat().st_size > yamlloader.BYTES:
+            raise yamlfile.too_long(str(source))
         name, text = str(source), files.read_text(path)
     return name, text
 
@@ -161,6 +163,8 @@ def load_several(sources: tuple[str, ...], adapter: Path | None = None) -> list[
 
 
 def _decoded(data: bytes) -> str:
+    if len(data) > yamlloader.BYTES:
+        raise yamlfile.too_long("stdin")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

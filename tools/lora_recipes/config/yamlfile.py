@@ -8,15 +8,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_recipes.config import yamlloader
+
 import click
 import yaml
 
 Path = tuple[str | int, ...]
 
-_TEXT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-_COMMENT = re.compile(r":?\s*(?:&\S+\s)?\s*#(.*)")
+_TEXT_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+_COMMENT = re.compile(r":?\s*(?:&\S+\s+)?#(.*)")
 _WIDTH = 96
-_DEPTH = 20
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Document:
 def _unshared(value: Any) -> Any:
     """A copy in which aliases are copies of their anchor: changing one leaves the others."""
     if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
+        return {str(key): _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
@@ -81,8 +82,10 @@ def read(text: str, name: str) -> Document:
     Raises click.ClickException, naming the line, for invalid YAML and a document that is empty or no mapping.
     """
     document = Document(name, {})
+    if len(text) > yamlloader.BYTES:
+        raise too_long(name)
     try:
-        loader = yaml.SafeLoader(text)
+        loader = yamlloader.Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise click.ClickException(f"{name} is empty: expected a YAML mapping of Axolotl keys.")
@@ -93,39 +96,70 @@ def read(text: str, name: str) -> Document:
         _walk(node, (), document, text.splitlines())
         document.data = _unshared(loader.construct_document(node))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise click.ClickException(f"{name}{where}: invalid YAML: {problem}; mend the file there.") from None
-    except RecursionError:
-        raise click.ClickException(f"{name}: invalid YAML: nested too deep; a run file has a few levels.") from None
+        raise _invalid(name, text, error) from None
+    except (ValueError, OverflowError) as error:  # of a \\U escape beyond Unicode
+        raise click.ClickException(f"{name}: invalid YAML: {error}; mend the file.") from None
     return document
+
+
+def too_long(name: str) -> click.ClickException:
+    return click.ClickException(f"{name}: more than {yamlloader.BYTES:,} bytes; a run file has a few thousand, cut it.")
+
+
+def _invalid(name: str, text: str, error: yaml.YAMLError) -> click.ClickException:
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    if isinstance(error, yaml.reader.ReaderError):
+        where = f", line {text.count(chr(10), 0, error.position) + 1}"
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    return click.ClickException(f"{name}{where}: invalid YAML: {problem}; mend the file there.")
 
 
 def _walk(node: yaml.Node, path: Path, document: Document, lines: list[str]) -> None:
     if isinstance(node, yaml.ScalarNode):
-        if not node.style and node.tag == "tag:yaml.org,2002:str" and _TEXT_NUMBER.fullmatch(node.value):
-            number = yaml.safe_dump(float(node.value)).split()[0]
-            found, fix = f"YAML reads {node.value} as text", f"write {number}, or quote it if text is meant"
-            document.problems.append(Problem("text-number", path, document.line(path), found, fix))
+        if mistake := _mistaken(node):
+            kind, *words = mistake
+            document.problems.append(Problem(kind, path, document.line(path), *words))
         return
-    if len(path) > _DEPTH:
+    if len(path) > yamlloader.DEPTH:
         raise document.error(path[:3], "nested too deep, or an anchor that contains itself.")
-    children: list[tuple[str | int, yaml.Node, yaml.Node]]
-    if isinstance(node, yaml.MappingNode):
-        children = [(str(key.value), key, value) for key, value in node.value]
-    else:
-        children = [(index, item, item) for index, item in enumerate(node.value)]
-    for part, key, value in children:
+    for part, key, value in _children(node):
         here = (*path, part)
         line = key.start_mark.line
         if here in document.lines:
             found = f"duplicate key, first on line {document.lines[here]}; YAML takes the last"
             document.problems.append(Problem("duplicate-key", here, line + 1, found, "delete one"))
         document.lines[here] = line + 1
+        if key is not value:
+            _walk(key, here, document, lines)
+        if len(document.lines) > yamlloader.NODES:
+            raise document.error(path[:3], f"aliases make more than {yamlloader.NODES:,} values; write them out.")
         if comment := _comment(key, value, lines):
             document.comments[here] = comment
         _walk(value, here, document, lines)
+
+
+def _children(node: yaml.Node) -> list[tuple[str | int, yaml.Node, yaml.Node]]:
+    """Key or index, the node of the key, and that of the value."""
+    if isinstance(node, yaml.SequenceNode):
+        return [(index, item, item) for index, item in enumerate(node.value)]
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a list or mapping as a key", problem_mark=key.start_mark)
+    return [(key.value, key, value) for key, value in node.value]
+
+
+def _mistaken(node: yaml.ScalarNode) -> tuple[str, str, str] | None:
+    """The kind of mistake, what is found and the remedy, of a scalar that YAML does not read as it looks."""
+    if not node.style and node.tag == f"{yamlloader.TAG}str" and _TEXT_NUMBER.fullmatch(node.value):
+        number = yaml.safe_dump(float(node.value)).split()[0]
+        return "text-number", f"YAML reads {node.value} as text", f"write {number}, or quote it if text is meant"
+    if node.tag == f"{yamlloader.TAG}timestamp":
+        return "wrong-type", f"expected text, found {node.value}, which YAML reads as a date", "quote it"
+    if not node.value.isascii() and re.search("[\ud800-\udfff]", node.value):
+        problem = "half of a surrogate pair, which is no character"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return None
 
 
 def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
