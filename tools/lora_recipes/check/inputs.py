@@ -2,7 +2,6 @@
 
 import glob
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -115,11 +114,8 @@ def deepspeed_config(checked: CheckedRun) -> dict[str, Any] | None:
 
 def _deepspeed_file(checked: CheckedRun) -> None:
     value = checked.config.get("deepspeed")
-    if not isinstance(value, str) or not value:
-        return
     expected = "a JSON file with DeepSpeed's settings"
-    path = checked.given.path(value)
-    if not os.path.isfile(path):
+    if isinstance(value, str) and value and not os.path.isfile(checked.given.path(value)):
         folders = dict.fromkeys((checked.given.anchor / "deepspeed_configs", ROOT / "deepspeed_configs"))
         files = [f"deepspeed_configs/{file.name}" for folder in folders for file in sorted(folder.glob("*.json"))]
         stage = re.search(r"zero\d", value)  # another stage is another run, however like the name
@@ -128,14 +124,10 @@ def _deepspeed_file(checked: CheckedRun) -> None:
         fix = near or f"take one of {', '.join(dict.fromkeys(files))}, or `axolotl fetch deepspeed_configs`"
         return checked.error("deepspeed-file", "deepspeed", _absent(checked, value), expected, fix)
     try:
-        if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-            checked.error("deepspeed-file", "deepspeed", f"{value} holds no mapping", expected, "write it as { … }")
-    except json.JSONDecodeError as error:
-        found = f"{value}, line {error.lineno}, column {error.colno}: {error.msg}"
-        checked.error("deepspeed-file", "deepspeed", found, expected, "correct the JSON there")
-    except (OSError, ValueError) as error:
-        found = f"{value} cannot be read ({type(error).__name__})"
-        checked.error("deepspeed-file", "deepspeed", found, expected, "save it as UTF-8 text that you may read")
+        if isinstance(value, (str, dict)):
+            values.deepspeed_settings(value, checked.given.anchor)
+    except click.ClickException as error:
+        checked.error("deepspeed-file", "deepspeed", error.message, expected, "correct it there")
     return None
 
 

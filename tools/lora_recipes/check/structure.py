@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.findings import Finding
-from lora_recipes.config import keys, runfile, yamlfile
+from lora_recipes.config import keys, limits, runfile, yamlfile
 
 _MOST = 50
 """Mistakes that are reported: the nearest key to each takes a while to find."""
@@ -14,6 +14,7 @@ _EXPECTED = {
     "duplicate-key": "each key once",
     "text-number": "a number",
     "unknown-key": "a key of Axolotl",
+    "impossible-value": "a value that can be trained with",
     "wrong-type": "the type that Axolotl gives the key",
 }
 
@@ -24,7 +25,7 @@ def check(checked: CheckedRun) -> None:
     known, complete = keys.known_to(checked.config.get("plugins"))
     told = {problem.path for problem in document.problems}
     by_key = (one for one in keys.problems(document, (), document.data, known) if one.path not in told)
-    problems = list(itertools.islice(itertools.chain(document.problems, by_key), _MOST + 1))
+    problems = list(itertools.islice(itertools.chain(document.problems, by_key, limits.problems(document)), _MOST + 1))
     if len(problems) > _MOST:
         checked.report.skip("further keys", f"{_MOST} are wrong; mend those first")
     for problem in problems[:_MOST]:

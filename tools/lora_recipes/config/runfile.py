@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.config import keys, scrubbing, values, yamlfile, yamlloader
+from lora_recipes.config import keys, limits, scrubbing, values, yamlfile, yamlloader
 from lora_recipes.config.typed import Typed
 from lora_recipes.support import files
 
@@ -112,7 +113,8 @@ def _parsed(name: str, text: str) -> yamlfile.Document:
     """Once a process: Axolotl's hooks each load the run file anew."""
     _require_no_secret(name, text)
     document = yamlfile.load(text, name)
-    for problem in keys.problems(document, (), document.data, keys.schema()):
+    of_types = keys.problems(document, (), document.data, keys.schema())
+    for problem in itertools.chain(of_types, limits.problems(document)):
         raise problem.error(name)
     for key in NEEDED:
         if not document.data.get(key):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes import ROOT
-from lora_recipes.support import files
+from lora_recipes.support import files, terminal
 
 import click
 import yaml
@@ -39,7 +39,7 @@ def deepspeed_settings(value: Any, folder: Path) -> dict[str, Any]:
     Raises click.ClickException for a file that is not there or holds no JSON mapping.
     """
     if not isinstance(value, str) or not value:
-        return value or {}
+        return _known_stage(value or {}, "deepspeed")
     path = folder / value
     if not path.is_file():
         raise click.ClickException(f"there is no file {value}; take one of deepspeed_configs/.")
@@ -48,9 +48,20 @@ def deepspeed_settings(value: Any, folder: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise click.ClickException(f"{value}, {place}: invalid JSON: {error.msg}; correct it there.") from None
-    if not isinstance(found, dict):
-        raise click.ClickException(f"{value} holds no mapping; write DeepSpeed's settings as {{ … }}.")
-    return found
+    except RecursionError:
+        raise click.ClickException(f"{value}: nested too deep; DeepSpeed's settings have a few levels.") from None
+    return _known_stage(found, value)
+
+
+def _known_stage(settings: Any, name: str) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        raise click.ClickException(f"{name} holds no mapping; write DeepSpeed's settings as {{ … }}.")
+    zero = settings.get("zero_optimization") or {}
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        found = terminal.shown(stage, 80)
+        raise click.ClickException(f"{name}: expected 0, 1, 2 or 3 as stage of zero_optimization, found {found}.")
+    return settings
 
 
 def zero_stage(settings: dict[str, Any]) -> int:
