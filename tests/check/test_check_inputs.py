@@ -70,10 +70,10 @@ def test_data_on_the_hub_are_no_error(findings, path):
 def test_data_files_that_match_nothing_are_an_error(findings, here):
     (here / "rows").mkdir()
     (here / "rows" / "a.jsonl").touch()
-    text = "datasets:\n  - path: rows\n    data_files: [{}]\n"
-    for there in ("rows/a.jsonl", "a.jsonl", "'*.jsonl'"):
+    text = "datasets:\n  - path: rows\n    data_files: ['{}']\n"
+    for there in ("rows/a.jsonl", "rows/*.jsonl"):  # from the working directory, as Axolotl takes them
         assert findings(text.format(there)) == []
-    assert [one[1:3] for one in findings(text.format("b.jsonl"))] == [("data-files", "datasets.0.data_files")]
+    assert [one[1:3] for one in findings(text.format("a.jsonl"))] == [("data-files", "datasets.0.data_files")]
 
 
 def test_a_deepspeed_file_that_is_absent_is_an_error_with_the_nearest_of_its_stage(subject):
@@ -147,3 +147,16 @@ def test_the_checked_in_recipes_name_what_is_there(monkeypatch):
         inputs.check(made)
         # the model of the CPU recipe is made by `make setup`
         assert [one for one in made.report.findings if one.check != "base-model"] == [], path
+
+
+def test_a_reader_that_may_run_what_it_reads_is_an_error_wherever_it_is_named(findings):
+    for key in ("datasets", "test_datasets", "pretraining_dataset"):
+        for entry, name in (("path: pandas", "path"), ("path: rows\n    ds_type: pandas", "ds_type")):
+            found = findings(f"{key}:\n  - {entry}\n    data_files: x.pkl\n")
+            assert ("error", "reader", f"{key}.0.{name}") in [one[:3] for one in found]
+
+
+def test_a_file_that_axolotl_takes_for_a_pattern_is_an_error(findings, here):
+    (here / "rows[1].jsonl").touch()
+    (found,) = findings("datasets:\n  - path: rows[1].jsonl\n    type: completion\n")
+    assert found[:3] == ("error", "data-files", "datasets.0.path")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_recipes.config import keys, runfile
-from lora_recipes.data import prepared, rows
+from lora_recipes.data import builders, prepared, rows
 from lora_recipes.results import result_files
 from lora_recipes.support import processes, terminal
 
@@ -180,6 +180,7 @@ def _axolotl_quietly() -> None:
 
 def _require_readable(run: runfile.RunFile) -> None:
     """Read what can be read before Axolotl's half minute of start-up: the DeepSpeed file and local rows."""
+    builders.require_readable(run)
     _ = run.deepspeed
     for entries, part in ((run.datasets, "train"), (run.test_datasets, "validation")):
         local = [isinstance(entry.get("type"), dict) and run.path(entry["path"]).exists() for entry in entries]

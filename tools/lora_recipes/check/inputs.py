@@ -4,20 +4,18 @@ import glob
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from lora_recipes import ROOT
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.config import keys, values
+from lora_recipes.data import builders
 
 import click
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".zst", ".gz")
-_LOADERS = ("json", "csv", "parquet", "arrow", "text")
 _FALLBACK = "tokenizer_default_fallback_"
-_SETS = ("datasets", "test_datasets", "pretraining_dataset")
 
 
 def check(checked: CheckedRun) -> None:
@@ -26,17 +24,10 @@ def check(checked: CheckedRun) -> None:
     _deepspeed_file(checked)
     _plugins(checked)
     _chat_template(checked, "", checked.config)
-    for key, entry in _entries(checked):
+    for key, entry in builders.entries(checked.config):
+        _reader(checked, key, entry)
         _data_files(checked, key, entry)
         _chat_template(checked, f"{key}.", entry)
-
-
-def _entries(checked: CheckedRun) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in _SETS:
-        value = checked.config.get(name)
-        for index, entry in enumerate(value if isinstance(value, list) else []):
-            if isinstance(entry, dict):
-                yield f"{name}.{index}", entry
 
 
 def _there(checked: CheckedRun, value: str) -> bool:
@@ -63,11 +54,25 @@ def _absent(checked: CheckedRun, value: str) -> str:
     return f"there is no {value} in {checked.given.anchor}" if value[:1] != "/" else f"there is no {value}"
 
 
+def _reader(checked: CheckedRun, key: str, entry: dict[str, Any]) -> None:
+    """A reader that may run what it reads, and names that Axolotl takes for patterns."""
+    if found := builders.refused(entry.get("path"), entry.get("ds_type")):
+        checked.error(
+            "reader",
+            f"{key}.{found[0]}",
+            builders.sentence(*found).partition(";")[0],
+            f"one of {', '.join(builders.KNOWN)}",
+            "save the rows as JSON lines or Parquet, and name that file",
+        )
+    for name, words in builders.taken_for_patterns(entry, checked.given.anchor):
+        checked.error("data-files", f"{key}.{name}", words, "a literal name", "rename the file or its folder")
+
+
 def _data_files(checked: CheckedRun, key: str, entry: dict[str, Any]) -> None:
     path, listed = entry.get("path"), entry.get("data_files")
     if not isinstance(path, str) or not path or "://" in path:
         return
-    if not _there(checked, path) and path not in _LOADERS and _meant_local(checked, path):
+    if not _there(checked, path) and path not in builders.KNOWN and _meant_local(checked, path):
         checked.error(
             "data-files",
             f"{key}.path",
@@ -76,10 +81,10 @@ def _data_files(checked: CheckedRun, key: str, entry: dict[str, Any]) -> None:
             "correct the path, or fetch the data first",
         )
         return
-    if not _there(checked, path) and path not in _LOADERS:
+    if not _there(checked, path) and path not in builders.KNOWN:
         return  # on the Hub: its files are there
     for file in [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []:
-        if isinstance(file, str) and "://" not in file and not _matches(checked, path, file):
+        if isinstance(file, str) and "://" not in file and not _matches(checked, file):
             checked.error(
                 "data-files",
                 f"{key}.data_files",
@@ -95,10 +100,10 @@ def _meant_local(checked: CheckedRun, path: str) -> bool:
     return "/" in path and os.path.isdir(checked.given.path(path.partition("/")[0]))
 
 
-def _matches(checked: CheckedRun, folder: str, file: str) -> bool:
-    anchor = checked.given.anchor
+def _matches(checked: CheckedRun, file: str) -> bool:
+    path = str(checked.given.path(file))
     try:
-        return any(glob.glob(str(base / file), recursive=True) for base in (anchor, anchor / folder))
+        return os.path.exists(path) or bool(glob.glob(path, recursive=True))
     except (OSError, ValueError, re.error):
         return False
 
@@ -160,7 +165,7 @@ def types(checked: CheckedRun) -> list[tuple[str, str]]:
     """The data-set types that are named by a word, with their keys; Axolotl knows which of them it has."""
     if checked.config.get("skip_prepare_dataset") is True:
         return []
-    named = [(f"{key}.type", entry.get("type")) for key, entry in _entries(checked)]
+    named = [(f"{key}.type", entry.get("type")) for key, entry in builders.entries(checked.config)]
     return [(key, kind) for key, kind in named if isinstance(kind, str) and kind]
 
 

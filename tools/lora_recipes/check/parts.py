@@ -103,11 +103,12 @@ def _load(checked: CheckedRun, key: str, index: int, entry: dict[str, Any]) -> P
         if isinstance(entry.get("type"), dict):
             fmt = prompts.prompt_format(run, index, name)
             return Part(key, entry, rows.load_entry(run, name, index, where)[0], format=fmt)
-        return Part(key, entry, rows.read(run, name, index, where).to_list())
+        return Part(key, entry, rows.read(run, name, index, where).rows)
     except click.ClickException as error:
         place, _, words = error.message.partition(": ")[2].partition(": ")
-        path = checked.local(entry["path"])
-        if path and (fmt or path.is_file()):  # a folder may be one that `datasets` saved, which only Axolotl reads
+        if any(one.check == "reader" and one.key.startswith(f"{key}.") for one in checked.report.findings):
+            return None  # said
+        if checked.local(entry["path"]):
             fix = "correct the file or the row, or name another split or type"
             checked.error("data", place, words, "rows that can be read and trained on", fix)
             return None

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from lora_recipes.config import values
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import sources
 from lora_recipes.data.prompts import PromptFormat, prompt_format
+from lora_recipes.data.reading import Rows
 
 import click
 
@@ -41,17 +41,16 @@ def load_entry(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> tup
         raise run.error(f"{key}.{index}.path", "missing; give a file, a folder or a name on the Hub.")
     fmt = prompt_format(run, index, key)
     data = read(run, key, index, entry)
-    missing = [column for column in fmt.columns if column not in data.column_names]
+    missing = [column for column in fmt.columns if column not in data.columns]
     if missing:
         raise run.error(
             f"{key}.{index}.type",
             f"{entry['path']} ({entry.get('split')}) has no column {missing[0]!r}, "
-            f"only {', '.join(data.column_names)}; set field_instruction and field_output to columns that it has.",
+            f"only {', '.join(data.columns)}; set field_instruction and field_output to columns that it has.",
         )
     if not len(data):
         raise run.error(f"{key}.{index}.path", f"{entry['path']} ({entry.get('split')}) has no rows; nothing to do.")
-    rows = data.to_list()
-    for number, row in enumerate(rows):
+    for number, row in enumerate(data.rows):
         for column in fmt.columns:
             if not isinstance(row[column], str) or not row[column].strip():
                 raise run.error(
@@ -59,14 +58,23 @@ def load_entry(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> tup
                     f"{entry['path']} ({entry.get('split')}), row {number + 1}: {column!r} is {row[column]!r}; "
                     "each row needs a text there: correct or delete the row.",
                 )
-    return rows, fmt
+    return data.rows, fmt
 
 
-def read(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> Any:
-    """The rows of one data set of a run file as a datasets.Dataset, whatever its type; raises click.ClickException."""
-    path, files = (values.local(entry.get(name), run.anchor) for name in ("path", "data_files"))
+def read(run: RunFile, key: str, index: int, entry: dict[str, Any]) -> Rows:
+    """The rows of one data set of a run file, whatever its type; raises click.ClickException.
+
+    Without a `split` they are those of `train`, of test_datasets those of `test` where there are any, as for Axolotl.
+    """
+    path, files = entry["path"], entry.get("data_files")
+    if run.path(path).exists():
+        path = str(run.path(path))
+    if isinstance(files, (str, list)):
+        files = [one if "://" in one else str(run.path(one)) for one in ([files] if isinstance(files, str) else files)]
     named = {name: entry.get(name) for name in ("name", "ds_type", "revision")}
+    split = entry.get("split") or ("train" if key == "datasets" else None)
     try:
-        return sources.load(path, entry.get("split") or "train", data_files=files, **named)
+        parts = sources.load(path, split, data_files=files, **named)
     except click.ClickException as error:
         raise run.error(f"{key}.{index}.path", error.message) from None
+    return parts[split or ("test" if "test" in parts else next(iter(parts)))]

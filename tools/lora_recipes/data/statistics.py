@@ -3,16 +3,14 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_recipes.data import sources, splitting
+from lora_recipes.data.reading import Rows
 from lora_recipes.results import tables
 from lora_recipes.support import libraries
 
 import click
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _BATCH = 1000
 
@@ -30,7 +28,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def measure(
-    data: "Dataset", source: str, question: str, answer: str, tokenizer: Any = None, limit: int | None = None
+    data: Rows, source: str, question: str, answer: str, tokenizer: Any = None, limit: int | None = None
 ) -> dict[str, Any]:
     """The figures of one split; lengths in tokens are of the bare columns, without the prompt's fixed words.
 

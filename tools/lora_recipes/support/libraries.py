@@ -1,8 +1,10 @@
 """What libraries print and raise: notices that are not about the run, and errors on one line."""
 
 import logging
+import os
 import re
 import warnings
+from pathlib import Path
 
 
 def quiet() -> None:
@@ -36,8 +38,25 @@ def is_offline(error: BaseException) -> bool:
     return _OFFLINE.search(f"{error} {error.__cause__ or ''} {error.__context__ or ''}") is not None
 
 
+def cache_refused(error: BaseException | None) -> str:
+    """What is said of a cache of Hugging Face's that cannot be written, the user's HOME being read-only or full."""
+    if error is None:
+        return ""
+    path = error.filename if isinstance(error, OSError) else None
+    if isinstance(path, str):
+        from huggingface_hub import constants
+
+        caches = (constants.HF_HOME, constants.HF_HUB_CACHE, os.environ.get("HF_DATASETS_CACHE") or constants.HF_HOME)
+        if any(Path(path).is_relative_to(cache) for cache in caches):
+            assert isinstance(error, OSError)
+            return f"the cache {path} cannot be written ({error.strerror}); set HF_HOME to a folder that can be"
+    return cache_refused(error.__cause__ or error.__context__)
+
+
 def reason(error: BaseException, length: int = 200) -> str:
     """What a library's error says, on one line of at most `length` characters."""
+    if words := cache_refused(error):
+        return words
     if is_offline(error):
         return "the Hub cannot be reached"
     text = " ".join(str(error).split()) or type(error).__name__
