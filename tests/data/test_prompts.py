@@ -194,3 +194,60 @@ def test_a_chat_template_that_cannot_be_had_is_one_sentence(embedded_model, run_
     run = runfile.load(run_file("lora", *chosen))
     with pytest.raises(click.ClickException, match=rf"line \d+: chat_template: .*{words}; spell the template out with"):
         loading.load_tokenizer(run)
+
+
+VALID = [
+    {"no_input_format": "{{instruction}} {instruction} }}{{", "format": "{input}{{{instruction}}}"},
+    {"no_input_format": "", "format": "no column", "system_format": ""},
+    {"system_format": "<{system}{system}>", "system_prompt": "Be {brief} {0}."},
+    {"field_system": "other", "field_input": "absent", "field_instruction": "input"},
+]
+ODD = [
+    *(GIVEN, PLAIN, {"instruction": "{instruction.x} {0} {{", "input": "{bad}", "output": "a"}),
+    *({"instruction": "a", "input": None, "output": "b", "system": None}, {"instruction": "a", "output": "b"}),
+    {"instruction": "a", "input": ["b", 1], "output": "c", "system": "S", "other": {"d": 1}},
+]
+
+
+@pytest.mark.parametrize("settings", VALID)
+def test_a_format_is_filled_as_axolotl_fills_it(settings):
+    from axolotl.prompt_strategies.user_defined import UserDefinedDatasetConfig, load
+    from axolotl.utils.dict import DictDefault
+
+    strategy = load(None, DictDefault(train_on_inputs=False, sequence_len=9), UserDefinedDatasetConfig(**settings))
+    fmt = prompts.PromptFormat(**{**prompts._DEFAULTS, **settings})
+    for row in ODD:
+        if fmt.field_instruction in row:
+            instruction, given, _, system = strategy.parse_instruction_fields(row)
+            (theirs,) = strategy.prompter.build_prompt_w_system(system, instruction, given)
+            assert fmt.prompt(row) == theirs
+
+
+def test_braces_of_a_format_are_no_column_of_the_users_turn():
+    fmt = fmt_of(no_input_format="{{instruction}} <u>{instruction}</u>")
+    assert fmt.messages(PLAIN) == [{"role": "user", "content": "Name a river."}]
+
+
+@pytest.mark.parametrize("key", ["format", "no_input_format", "system_format"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{bad}", "{0}", "{}", "{instruction.x}", "{system.__class__}", "{input[0]}", "{instruction:>1000000000}"),
+        *("{system!r}", "{", "}", "{instruction", "{system:{instruction}}", "{output}"),
+    ],
+)
+def test_a_format_that_names_more_than_its_columns_is_one_sentence(run_file, key, text):
+    run = runfile.load(run_file("lora"))
+    kind = {**run.datasets[0]["type"], key: text}
+    with pytest.raises(click.ClickException, match=rf"datasets.0.type.{key}: .*; write ") as caught:
+        prompts.prompt_format(run.replaced(datasets=[{**run.datasets[0], "type": kind}]))
+    assert len(caught.value.message) < 400 and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["field_output", "format", "system_prompt"])
+@pytest.mark.parametrize("value", [5, True, ["a"], {"a": "b"}])
+def test_a_format_or_a_field_that_is_no_text_is_one_sentence(run_file, key, value):
+    run = runfile.load(run_file("lora"))
+    kind = {**run.datasets[0]["type"], key: value}
+    with pytest.raises(click.ClickException, match=rf"datasets.0.type.{key}: expected a text, found "):
+        prompts.prompt_format(run.replaced(datasets=[{**run.datasets[0], "type": kind}]))

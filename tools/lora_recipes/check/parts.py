@@ -98,9 +98,9 @@ def _readable(checked: CheckedRun) -> RunFile:
 def _load(checked: CheckedRun, key: str, index: int, entry: dict[str, Any]) -> Part | None:
     run, name = _readable(checked), key.partition(".")[0]
     where = run.config[name][index]
-    fmt = None
+    spelled_out, fmt = isinstance(entry.get("type"), dict), None
     try:
-        if isinstance(entry.get("type"), dict):
+        if spelled_out:
             fmt = prompts.prompt_format(run, index, name)
             return Part(key, entry, rows.load_entry(run, name, index, where)[0], format=fmt)
         return Part(key, entry, rows.read(run, name, index, where).rows)
@@ -108,6 +108,9 @@ def _load(checked: CheckedRun, key: str, index: int, entry: dict[str, Any]) -> P
         place, _, words = error.message.partition(": ")[2].partition(": ")
         if any(one.check == "reader" and one.key.startswith(f"{key}.") for one in checked.report.findings):
             return None  # said
+        if spelled_out and not fmt:
+            checked.error("prompt-format", place, words, "a prompt that is filled with the row's columns", "correct it")
+            return None
         if checked.local(entry["path"]):
             fix = "correct the file or the row, or name another split or type"
             checked.error("data", place, words, "rows that can be read and trained on", fix)
@@ -116,8 +119,6 @@ def _load(checked: CheckedRun, key: str, index: int, entry: dict[str, Any]) -> P
     row = dict(_PROBE)
     if fmt:
         row |= {fmt.field_instruction: _TURNS[0]["content"], fmt.field_output: _TURNS[1]["content"]}
-    elif isinstance(entry.get("type"), dict):
-        return None
     return Part(key, entry, [row], made_up=True, format=fmt)
 
 

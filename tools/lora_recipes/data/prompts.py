@@ -5,7 +5,7 @@ the prompt text; the answer follows and is closed by the tokenizer's end token. 
 answer are tokenized apart, so that the prompt at evaluation is the same tokens as in training.
 """
 
-import re
+import string
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ _DEFAULTS = {  # of axolotl 0.19, prompt_strategies/user_defined.py
     "system_format": "{system}",
 }
 
+_COLUMNS = {"format": ("instruction", "input"), "no_input_format": ("instruction",), "system_format": ("system",)}
+"""What Axolotl fills into each format; {{ and }} are braces."""
+
 
 @dataclass(frozen=True)
 class PromptFormat:
@@ -42,25 +45,55 @@ class PromptFormat:
     def prompt(self, row: dict[str, Any]) -> str:
         """The text before the answer, as Axolotl builds it."""
         system = row.get(self.field_system, self.system_prompt)
-        before = self.system_format.format(system=system) if system else ""
+        before = _filled(self.system_format, system=system) if system else ""
         if extra := row.get(self.field_input):
-            return before + self.format.format(instruction=row[self.field_instruction], input=extra)
-        return before + self.no_input_format.format(instruction=row[self.field_instruction])
+            return before + _filled(self.format, instruction=row[self.field_instruction], input=extra)
+        return before + _filled(self.no_input_format, instruction=row[self.field_instruction])
 
     def messages(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """The same question for a chat template: the user turn runs from the first column to the last."""
         system = row.get(self.field_system, self.system_prompt)
         turns = [{"role": "system", "content": system}] if system else []
         extra = row.get(self.field_input)
-        text = self.format if extra else self.no_input_format
-        asked = re.search(r"\{(instruction|input)\}(.*\{(instruction|input)\})?", text, re.S)
-        turn = asked.group().format(instruction=row[self.field_instruction], input=extra) if asked else ""
+        pieces = list(string.Formatter().parse(self.format if extra else self.no_input_format))
+        named = [number for number, (_, name, _, _) in enumerate(pieces) if name]
+        values = {"instruction": row[self.field_instruction], "input": extra}
+        turn = ""
+        for number in range(named[0], named[-1] + 1) if named else ():
+            text, name, _, _ = pieces[number]
+            turn += (text if number > named[0] else "") + (f"{values[name]}" if name else "")
         return [*turns, {"role": "user", "content": turn}]
 
     @property
     def columns(self) -> tuple[str, str]:
         """The columns that every row must have."""
         return self.field_instruction, self.field_output
+
+
+def _filled(text: str, **values: Any) -> str:
+    """A format with the values of its columns; unlike str.format it knows no attributes, numbers or widths."""
+    return "".join(plain + (f"{values[name]}" if name else "") for plain, name, _, _ in string.Formatter().parse(text))
+
+
+def _no_text(value: Any) -> str:
+    return "" if isinstance(value, str) else f"expected a text, found {value!r}; put it in quotes"
+
+
+def _problem(text: Any, names: tuple[str, ...]) -> str:
+    """Why Axolotl could not fill a format, or not with the columns alone; '' where it can."""
+    if not isinstance(text, str):
+        return _no_text(text)
+    known = " and ".join(f"{{{name}}}" for name in names)
+    try:
+        pieces = list(string.Formatter().parse(text))
+    except ValueError as error:
+        return f"{error}; write {known} for the columns, and {{{{ or }}}} for a brace"
+    strange = [piece for piece in pieces if piece[1] is not None and (piece[1] not in names or piece[2] or piece[3])]
+    if strange:
+        _, name, spec, conversion = strange[0]
+        shown = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"[:40]
+        return f"{{{shown}}} stands for no column; write {known} alone, and {{{{ or }}}} for a brace"
+    return ""
 
 
 def prompt_format(run: RunFile, index: int = 0, key: str = "datasets") -> PromptFormat:
@@ -79,6 +112,9 @@ def prompt_format(run: RunFile, index: int = 0, key: str = "datasets") -> Prompt
         name = sorted(strange)[0]
         raise run.error(f"{key}.{index}.type.{name}", "not part of a question/answer prompt; delete it.")
     known = {name: value for name, value in kind.items() if value is not None}  # Axolotl drops null
+    for name, value in known.items():
+        if problem := _problem(value, _COLUMNS[name]) if name in _COLUMNS else _no_text(value):
+            raise run.error(f"{key}.{index}.type.{name}", f"{problem}.")
     return PromptFormat(**{**_DEFAULTS, **known})
 
 
