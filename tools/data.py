@@ -156,7 +156,8 @@ def leakage(
     """Find test questions that are in the training rows, exactly or nearly; exit 1 when there are any.
 
     Exactly is without regard to case, punctuation and space, nearly by the share of words in common
-    (Jaccard). An `input` column counts as part of the question.
+    (Jaccard), or of pairs of characters where a script does not part words. An `input` column counts as
+    part of the question.
 
     \b
     Example:

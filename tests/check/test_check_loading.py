@@ -53,7 +53,7 @@ def found(axolotl, write, tmp_path):
 
     def ask(family, more="", path=None):
         subject = CheckedRun(path or write(more), families.model_folder(family, tmp_path / family))
-        validation.check(subject, [], axolotl)
+        validation.check(subject, [], [], axolotl)
         return subject.report.findings
 
     return ask
@@ -130,7 +130,7 @@ class TestKernels:
     ):
         subject = CheckedRun(write())
         loading.check(subject)
-        validation.check(subject, [], axolotl)
+        validation.check(subject, [], [], axolotl)
         assert subject.report.findings == []
         assert "cannot be loaded" in dict(subject.report.unchecked)["base model"]
 

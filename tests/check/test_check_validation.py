@@ -26,7 +26,7 @@ DATA = "datasets:\n  - path: owner/rows\n    type: alpaca\n"
 def findings(axolotl, here, text):
     (here / "run.yaml").write_text(RUN + text, encoding="utf-8")
     checked = CheckedRun("run.yaml")
-    validation.check(checked, [], axolotl)
+    validation.check(checked, [], [], axolotl)
     return checked.report.findings
 
 
@@ -92,7 +92,7 @@ def test_what_axolotls_validation_refuses_is_said_once_with_its_words_or_the_nea
     given = RUN.replace("adapter: lora\n", "") if "adapter" in text else RUN
     (here / "run.yaml").write_text(given + DATA + text, encoding="utf-8")
     checked = CheckedRun("run.yaml")
-    validation.check(checked, [], axolotl)
+    validation.check(checked, [], [], axolotl)
     (finding,) = checked.report.findings
     assert (finding.severity, finding.check, finding.key) == ("error", "axolotl-refuses", key)
     assert words in finding.found + finding.fix

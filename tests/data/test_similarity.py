@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from lora_recipes.data.similarity import Overlap, normalised, overlaps
+from lora_recipes.data.similarity import Overlap, normalised, overlaps, words_of
 
 import pytest
 
@@ -71,7 +71,7 @@ def compared_with_all(texts, among, threshold):
     for row, text in enumerate(normalised(text) for text in texts):
         pairs = []
         for other, candidate in enumerate(normalised(text) for text in among):
-            one, two = set(text.split()), set(candidate.split())
+            one, two = words_of(text), words_of(candidate)
             if one and two and len(one & two) / len(one | two) >= threshold:
                 pairs.append((text == candidate, len(one & two) / len(one | two), -other))
         if pairs:
@@ -105,6 +105,59 @@ def test_the_search_finds_what_the_comparison_of_all_pairs_finds(threshold, seed
     expected = compared_with_all(texts, among, threshold)
     assert expected, "nothing to find: the test is empty"
     assert overlaps(texts, among, threshold) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("who built 2+2", {"who", "built", "2+2"}),
+        ("qui a bâti l égypte", {"qui", "a", "bâti", "l", "égypte"}),
+        ("谁建造了大津巴布韦", {"谁建", "建造", "造了", "了大", "大津", "津巴", "巴布", "布韦"}),
+        ("gpt4是什么 谁", {"gpt4", "是什", "什么", "谁"}),
+        ("한국어 질문", {"한국어", "질문"}),
+        ("", set()),
+    ],
+)
+def test_words_are_pairs_of_characters_where_no_blank_parts_them(text, expected):
+    assert words_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "near", "other"),
+    [
+        (
+            "大津巴布韦的石头城墙是由哪个民族在什么时候建造的？",
+            "大津巴布韦的石头城墙是由哪个民族在什么时候建成的？",
+            "马里帝国的曼萨穆萨在哪一年前往麦加朝圣？",
+        ),
+        (
+            "グレート・ジンバブエの石の城壁はいつ誰が建てましたか",
+            "グレートジンバブエの石の城壁はいつ誰が建てましたか？",
+            "マンサ・ムーサがメッカへ巡礼したのは何年ですか",
+        ),
+        (
+            "กำแพงหินของเกรตซิมบับเวถูกสร้างขึ้นเมื่อใดและโดยใคร",
+            "กำแพงหินของเกรตซิมบับเวถูกสร้างขึ้นเมื่อไรและโดยใคร",
+            "มันซา มูซา เดินทางไปแสวงบุญที่เมกกะในปีใด",
+        ),
+    ],
+    ids=["Chinese", "Japanese", "Thai"],
+)
+def test_near_questions_are_found_in_scripts_without_blanks(asked, near, other):
+    (found,) = overlaps([asked], [other, near])
+    assert found.other == 1 and 0.8 <= found.similarity <= 1.0
+    assert overlaps([asked], [other]) == []
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.8, 1.0])
+def test_the_search_is_exact_in_scripts_without_blanks_too(threshold):
+    rng = random.Random(7)
+    both = ["".join(rng.choices("大津巴布韦的石头ab 城", k=rng.randint(0, 9))) for _ in range(160)]
+    both += [text[:-1] + rng.choice("大津巴") for text in both[:80] if text]
+    rng.shuffle(both)
+    texts, among = both[:80], both[80:]
+    expected = compared_with_all(texts, among, threshold)
+    assert expected and overlaps(texts, among, threshold) == expected
 
 
 def test_large_data_take_seconds():

@@ -4,13 +4,14 @@ It imports Axolotl first, while the caller reads rows. Then it reads one job a l
 answer a line to what was stdout; all that Axolotl prints goes to stderr. `python -m lora_recipes.check.axolotl_worker`
 """
 
+import glob
 import importlib
 import json
 import os
 import sys
 from typing import Any
 
-from lora_recipes.check import axolotl_load, axolotl_types
+from lora_recipes.check import axolotl_load, axolotl_rows, axolotl_types
 
 # The validation is for the GPU machine that the file is meant for, not for this one.
 CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
@@ -22,6 +23,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     `types`: the unknown ones of job["types"], each with the most similar that Axolotl has. `refused`: what
     its own validation refuses. `load`: what happens to the base model then, as axolotl_load.ask has it. `problems`:
     why Axolotl cannot tokenize the rows of a file of job["parts"]; those of the others lie beside it as FILE.tokens.
+    `texts`: where it reads other texts than those of a file of job["written"], as axolotl_rows.compared has it.
     """
     os.chdir(job["at"])
     config = job["config"]
@@ -30,6 +32,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "types": {kind: near for kind, near in types.items() if near is not None},
         "problems": {rows: problem for rows, problem in problems.items() if problem},
+        "texts": {one["rows"]: axolotl_rows.compared(**one) for one in job["written"]},
         **validate(config, job["model"]),
     }
 
@@ -68,19 +71,24 @@ def _register_plugins(config: dict[str, Any]) -> None:
         manager.register(str(name))
 
 
-def tokenize(config: dict[str, Any], tokenizer: str, entry: dict[str, Any], rows: str) -> str:
-    """Rows of a JSONL file through Axolotl's own prompt strategy, as ids and labels in FILE.tokens; '' or why not."""
+def tokenize(config: dict[str, Any], tokenizer: str, entry: dict[str, Any], rows: str, split: str | None) -> str:
+    """Rows through Axolotl's own prompt strategy, as ids and labels in FILE.tokens; '' or why not.
+
+    Those that Axolotl reads, of a data set on this machine with the `split` that it takes; else those of a JSONL file.
+    """
     from axolotl.utils.data.wrappers import get_dataset_wrapper
     from axolotl.utils.dict import DictDefault
-    from datasets import Dataset
+    from datasets import load_dataset
     from transformers import AutoTokenizer
 
     base, _, style = str(entry["type"]).partition(":")
     defaults = {"sequence_len": 512, "train_on_inputs": False}
     cfg = DictDefault({**defaults, **config, "dataset_num_proc": 1, "dataset_keep_in_memory": True})
-    with open(rows, encoding="utf-8") as lines:
-        data = Dataset.from_list([json.loads(line) for line in lines])
     try:
+        if split:
+            data = axolotl_rows.loaded(entry, split)
+        else:
+            data = load_dataset("json", data_files=glob.escape(rows), split="train", cache_dir=f"{rows}.cache")
         made, _prompter = get_dataset_wrapper(
             dataset_config=DictDefault(entry),
             tokenizer=AutoTokenizer.from_pretrained(tokenizer),

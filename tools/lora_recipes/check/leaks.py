@@ -11,13 +11,13 @@ _MOST_LEAKED = 0.05
 """The share of evaluation questions from which it is an error."""
 
 
-def check(checked: CheckedRun, training: list[Part]) -> None:
+def check(checked: CheckedRun, training: list[Part], evaluation: list[Part]) -> None:
     """Compare the questions of `test_datasets` and of the test split with those of training."""
     trained = _questions(training)
     if not trained:
         return
     shares: dict[str, Any] = {}
-    for name, found in (("validation", parts.load(checked, "test_datasets")), ("test", parts.load_test(checked))):
+    for name, found in (("validation", evaluation), ("test", parts.load_test(checked))):
         if questions := _questions(found):
             shares[name] = _compare(checked, name, questions, trained)
     lines = [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lora_recipes.check import parity
+from lora_recipes.check import conversations, parity
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
 from lora_recipes.data import prompts
@@ -45,15 +45,48 @@ def check(checked: CheckedRun, training: list[Part], lengths: dict[str, list[int
     counts = Counts()
     for part in parts:
         known = lengths.get(part.key) or [None] * len(part.examples)
-        for example, length in zip(part.examples, known, strict=False):
-            _count(counts, example, length, end, limit, truncated=part.format is None)
+        for row, example, length in zip(part.rows, part.examples, known, strict=False):
+            answers = [] if part.format or not length else _answers(checked, part, row, example["input_ids"])
+            asked = None if answers is None else length
+            _count(counts, example, asked, answers or [], end, limit, truncated=part.format is None)
     _report(checked, counts, end, made_up=all(part.made_up for part in parts))
-    _judge(checked, counts, end)
+    _judge(checked, counts, end, spelled_out=all(part.format for part in parts))
     return None if all(part.made_up for part in parts) else counts
 
 
+def _answers(checked: CheckedRun, part: Part, row: dict[str, Any], ids: list[int]) -> list[tuple[int, int]] | None:
+    """Where the answers before the last one stand in a conversation's tokens, each from its first to its last.
+
+    None where that is not known, because the template writes earlier turns otherwise, or where the data set itself
+    says that more than answers are trained.
+    """
+    entry, spans = part.entry, []
+    roles, ends = entry.get("roles_to_train") or ["assistant"], (entry.get("train_on_eos"), entry.get("train_on_eot"))
+    if "all" in ends or entry.get("message_field_training") or not {*roles} <= {"assistant", "gpt", "model"}:
+        return None
+    turns = conversations.turns(entry, row)
+    before = conversations.before_answer(turns)
+    for number, turn in enumerate(before):
+        if turn["role"] == "assistant":
+            try:
+                texts = [parity.rendered(checked, part, row, turns[: number + n], asking=not n) for n in (0, 1)]
+            except Exception:  # a template may refuse a part of a conversation that it takes as a whole
+                return None
+            start, stop = (prompts.text_ids(checked.tokenizer, text) for text in texts)
+            if ids[: len(start)] != start or ids[: len(stop)] != stop:
+                return None
+            spans.append((len(start), len(stop)))
+    return spans
+
+
 def _count(
-    counts: Counts, example: dict[str, list[int]], length: int | None, end: int | None, limit: int, truncated: bool
+    counts: Counts,
+    example: dict[str, list[int]],
+    length: int | None,
+    answers: list[tuple[int, int]],
+    end: int | None,
+    limit: int,
+    truncated: bool,
 ) -> None:
     labels = example["labels"]
     masked = labels.count(prompts.IGNORED)
@@ -64,9 +97,13 @@ def _count(
     counts.longest = max(counts.longest, len(labels))
     counts.rows_without_loss += masked == len(labels)
     counts.cut += cut
-    counts.rows_without_eos += not cut and end not in labels[-8:]
+    last = max((at for at, label in enumerate(labels) if label != prompts.IGNORED), default=-1)
+    counts.rows_without_eos += not cut and end not in labels[max(last - 7, 0) : last + 1]
     if length:
-        counts.on_prompt += labels[:length].count(prompts.IGNORED) < length
+        asked = [*labels[:length]]
+        for start, stop in answers:
+            asked[start:stop] = [prompts.IGNORED] * (stop - start)
+        counts.on_prompt += asked.count(prompts.IGNORED) < length
 
 
 def _report(checked: CheckedRun, counts: Counts, end: int | None, made_up: bool) -> None:
@@ -85,7 +122,7 @@ def _report(checked: CheckedRun, counts: Counts, end: int | None, made_up: bool)
     )
 
 
-def _judge(checked: CheckedRun, counts: Counts, end: int | None) -> None:
+def _judge(checked: CheckedRun, counts: Counts, end: int | None, spelled_out: bool) -> None:
     rows = counts.rows
     if counts.rows_without_loss:
         checked.error(
@@ -101,7 +138,9 @@ def _judge(checked: CheckedRun, counts: Counts, end: int | None) -> None:
     if counts.on_prompt and not checked.config.get("train_on_inputs"):
         checked.error(
             "prompt-trained", "train_on_inputs", f"tokens of the prompt carry loss in {counts.on_prompt:,} rows",
-            "loss on the answer only", "set train_on_inputs: true if this is meant, or correct the prompt",
+            "loss on the answer only",
+            "set train_on_inputs: true if this is meant, or correct the prompt" if spelled_out
+            else "set roles_to_train: [assistant] and train_on_eos: turn, and give messages their speakers",
         )  # fmt: skip
     if counts.rows_without_eos and not counts.rows_without_loss:
         token = checked.tokenizer.decode([end]) if end is not None else "an end token"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_recipes.check import parts
+from lora_recipes.check import conversations
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
 from lora_recipes.data import prompts
@@ -28,14 +28,14 @@ def check(checked: CheckedRun, training: list[Part]) -> dict[str, list[int | Non
 def _compare(checked: CheckedRun, part: Part) -> list[int | None]:
     tokenizer, lengths = checked.tokenizer, list[int | None]()
     first: tuple[int, list[int]] | None = None
-    begin = ""  # the begin token that the template writes and the tokenizer adds by itself
+    begin: str | None = None  # the begin token that the template writes and the tokenizer adds by itself
     for number, (row, example) in enumerate(zip(part.rows, part.examples, strict=False)):
         asked = _asked(checked, part, row)
         if asked is None:
             return []
         ids = example["input_ids"]
         text = part.format.prompt(row) if part.format else ""
-        if text and number and asked == begin + text:  # the same text gives the same tokens
+        if text and begin is not None and asked == begin + text:  # the same text gives the same tokens
             lengths.append(_prompt_length(example))
             continue
         tokens = prompts.text_ids(tokenizer, asked)
@@ -56,15 +56,13 @@ def _compare(checked: CheckedRun, part: Part) -> list[int | None]:
 def _asked(checked: CheckedRun, part: Part, row: dict[str, Any]) -> str | None:
     """The prompt at evaluation; None (said once) where the template refuses it or there is none."""
     tokenizer = checked.tokenizer
-    options = checked.config.get("chat_template_kwargs")
-    options = options if isinstance(options, dict) else {}
     try:
         if part.format:
-            return prompts.chat_prompt(tokenizer, part.format, row, options)
+            return prompts.chat_prompt(tokenizer, part.format, row, _options(checked))
         if not tokenizer.chat_template:
             return None
-        turns = parts.messages(part, row)
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options))
+        turns = conversations.before_answer(conversations.turns(part.entry, row))
+        return rendered(checked, part, row, turns)
     except Exception as error:  # a template may raise anything about the turns that it is given
         words = f"the chat template refuses the prompt ({libraries.reason(error)})"
         if part.format and not part.made_up:
@@ -73,6 +71,19 @@ def _asked(checked: CheckedRun, part: Part, row: dict[str, Any]) -> str | None:
         else:
             checked.report.skip(f"{part.key} prompt parity", words)
         return None
+
+
+def _options(checked: CheckedRun) -> dict[str, Any]:
+    options = checked.config.get("chat_template_kwargs")
+    return options if isinstance(options, dict) else {}
+
+
+def rendered(
+    checked: CheckedRun, part: Part, row: dict[str, Any], turns: list[dict[str, Any]], asking: bool = True
+) -> str:
+    """Turns of a row through the chat template; `asking` for an answer. Raises what the template raises."""
+    options = {"add_generation_prompt": asking, "tools": conversations.tools(part.entry, row), **_options(checked)}
+    return str(checked.tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
 
 def _prompt_length(example: dict[str, list[int]]) -> int:
@@ -125,13 +136,10 @@ def _system(entry: dict[str, Any]) -> str | None:
 def end_of_turn(checked: CheckedRun) -> int | None:
     """The token that ends the assistant's turn in the chat template; the tokenizer's end token without one."""
     tokenizer = checked.tokenizer
-    options = checked.config.get("chat_template_kwargs")
     turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _MARK}]
     if tokenizer.chat_template:
         try:
-            text = tokenizer.apply_chat_template(
-                turns, tokenize=False, **(options if isinstance(options, dict) else {})
-            )
+            text = tokenizer.apply_chat_template(turns, tokenize=False, **_options(checked))
             after = tokenizer(text.rpartition(_MARK)[2].lstrip(), add_special_tokens=False)["input_ids"]
             special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
             return next((token for token in after if token in special), tokenizer.eos_token_id)

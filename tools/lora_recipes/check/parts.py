@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_recipes.check import conversations
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import prompts, rows, special_tokens
@@ -22,7 +23,9 @@ _PROBE = {
     **dict.fromkeys(("messages", "conversations"), _TURNS),
     "input": "",
 }
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+COLUMNS = tuple(_PROBE)
+"""Where rows of Axolotl's own types have their texts."""
 
 
 @dataclass
@@ -55,9 +58,9 @@ class Part:
 
     @functools.cached_property
     def questions(self) -> list[str]:
-        """What each row asks: instruction and input, or the turns before the last answer."""
+        """What each row asks: instruction and input, or the turns before the last answer, without the system's."""
         if self.format is None:
-            return ["\n".join(turn["content"] for turn in messages(self, row)) for row in self.rows]
+            return [conversations.question(self.entry, row) for row in self.rows]
         names = (self.format.field_instruction, self.format.field_input)
         return ["\n".join(str(row[name]) for name in names if row.get(name)) for row in self.rows]
 
@@ -120,27 +123,3 @@ def _load(checked: CheckedRun, key: str, index: int, entry: dict[str, Any]) -> P
     if fmt:
         row |= {fmt.field_instruction: _TURNS[0]["content"], fmt.field_output: _TURNS[1]["content"]}
     return Part(key, entry, [row], made_up=True, format=fmt)
-
-
-def messages(part: Part, row: dict[str, Any]) -> list[dict[str, str]]:
-    """The turns before the last answer, for a chat template."""
-    if part.format:
-        return part.format.messages(row)
-    entry = part.entry
-    turns = row.get(entry.get("field_messages") or "messages") or row.get("conversations")
-    if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
-        names = entry.get("message_property_mappings") or {}
-        role = names.get("role") or entry.get("message_field_role") or "role"
-        content = names.get("content") or entry.get("message_field_content") or "content"
-        said = [
-            {"role": _role(turn.get(role, turn.get("from"))), "content": str(turn.get(content, turn.get("value", "")))}
-            for turn in turns
-        ]
-        last = max((n for n, turn in enumerate(said) if turn["role"] == "assistant"), default=len(said))
-        return said[:last]
-    asked = [str(row[name]) for name in ("question", "instruction", "prompt", "input") if row.get(name)]
-    return [{"role": "user", "content": "\n".join(asked)}]
-
-
-def _role(name: Any) -> str:
-    return _ROLES.get(str(name), str(name))

@@ -39,13 +39,14 @@ def run(
     for module in (structure, secrets, inputs, traps, machine, targets, loading):
         _guarded(checked, module.__name__.rpartition(".")[2], module.check)
     training = _guarded(checked, "rows", lambda one: parts.load(one, "datasets", tokenized=True)) or []
-    _guarded(checked, "Axolotl's answers", lambda one: validation.check(one, training, axolotl))
+    evaluation = _guarded(checked, "evaluation rows", lambda one: parts.load(one, "test_datasets")) or []
+    _guarded(checked, "Axolotl's answers", lambda one: validation.check(one, training, evaluation, axolotl))
     lengths = _guarded(checked, "parity", lambda one: parity.check(one, training)) or {}
     _guarded(checked, "special tokens in rows", lambda one: injected.check(one, training))
     counts = _guarded(checked, "masks", lambda one: masks.check(one, training, lengths))
     rows = (counts.rows, counts.tokens) if counts else (_rows(training), None)
     _guarded(checked, "arithmetic", lambda one: arithmetic.check(one, *rows))
-    _guarded(checked, "leakage", lambda one: leaks.check(one, training))
+    _guarded(checked, "leakage", lambda one: leaks.check(one, training, evaluation))
     return checked, training
 
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.check import inputs, loading, structure
+from lora_recipes.check import inputs, loading, readings, structure
 from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
 from lora_recipes.config import keys
@@ -71,15 +71,16 @@ class Axolotl:
         return f"its process {how} without an answer{f'; it said last: {last[:200]}' if last else ''}"
 
 
-def check(checked: CheckedRun, training: list[Part], axolotl: Axolotl) -> None:
-    """Report what Axolotl refuses, and tokenize the training rows whose prompt Axolotl defines."""
+def check(checked: CheckedRun, training: list[Part], evaluation: list[Part], axolotl: Axolotl) -> None:
+    """Report what Axolotl refuses or reads otherwise, and tokenize the training rows whose prompt Axolotl defines."""
     if not axolotl.installed:
         return checked.report.skip("Axolotl's own validation, types and prompts", "Axolotl is not installed here")
     parts = [part for part in training if _is_for_axolotl(checked, part)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            answer = axolotl.ask(_job(checked, parts, folder))
+            written = readings.jobs(checked, [*training, *evaluation], folder)
+            answer = axolotl.ask({**_job(checked, parts, folder), "written": _plain(written)})
         except RuntimeError as error:
             return checked.error(
                 "check-failed",
@@ -91,6 +92,7 @@ def check(checked: CheckedRun, training: list[Part], axolotl: Axolotl) -> None:
         _types(checked, answer["types"])
         for part in parts:
             _take_examples(checked, part, folder, answer["problems"])
+        readings.report(checked, [*training, *evaluation], answer["texts"], folder)
     _refused(checked, answer["refused"])
     if not answer["refused"]:
         checked.report.fact("axolotl", True, "its own validation accepts the file, a GPU assumed")
@@ -117,9 +119,12 @@ def _job(checked: CheckedRun, parts: list[Part], folder: Path) -> dict[str, Any]
         checked.tokenizer.save_pretrained(folder / "tokenizer")
     jobs = []
     for part in parts:
-        for path, rows in ((folder / part.key, part.rows), (folder / f"{part.key}.blank", part.blank[0])):
-            path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
-            jobs.append({"entry": _plain(part.entry), "rows": str(path)})
+        local = readings.split_of(part) if readings.is_local(checked, part) else None
+        blank = (f"{part.key}.blank", part.blank[0], None)
+        for name, rows, split in ((part.key, part.rows, local), blank):
+            text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+            (folder / name).write_text(text, encoding="utf-8")
+            jobs.append({"entry": _plain(part.entry), "rows": str(folder / name), "split": split})
     return {
         "at": str(checked.given.anchor),
         "config": _plain(checked.config),

@@ -1,13 +1,25 @@
-"""Which texts are asked again elsewhere: equal after normalisation, or nearly, by their words."""
+"""Which texts are asked again elsewhere: equal after normalisation, or nearly, by their words.
+
+Where a script does not separate words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), pairs of neighbouring
+characters stand for them.
+"""
 
 import bisect
+import itertools
 import math
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _Words = frozenset[str]
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Thai and Lao, Myanmar, Khmer, kana, and Chinese characters (Unicode's blocks). Korean writes blanks."""
+_RUNS = re.compile(rf"([{_UNSPACED}]+)|[^{_UNSPACED}\s]+")
 
 
 class _Blanked(dict[int, int | str]):
@@ -25,6 +37,17 @@ def normalised(text: str) -> str:
     """The words of a text, one blank apart, without case, punctuation and forms that only look different (NFKC)."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.translate(_BLANKED).split())
+
+
+def words_of(text: str) -> _Words:
+    """The words of a normalised text; two characters of a script without blanks are one, a single one is one too."""
+    if text.isascii():
+        return frozenset(text.split())
+    found: set[str] = set()
+    for run in _RUNS.finditer(text):
+        word = run.group()
+        found.update(map("".join, itertools.pairwise(word)) if run.group(1) and len(word) > 1 else (word,))
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
@@ -70,7 +93,7 @@ class _Index:
         distinct: dict[_Words, int] = {}
         for row, text in enumerate(among):
             self._first.setdefault(text, row)
-            distinct.setdefault(frozenset(text.split()), row)
+            distinct.setdefault(words_of(text), row)
         distinct.pop(frozenset(), None)
         self._count = Counter(word for words in distinct for word in words)
         self._sets = sorted(distinct.items(), key=lambda item: len(item[0]))
@@ -91,14 +114,14 @@ class _Index:
         """The row, similarity and exactness of the best match of a normalised text, or None."""
         if text in self._first:
             return self._first[text], 1.0, True
-        words = frozenset(text.split())
-        low = bisect.bisect_left(self._sizes, self._least(len(words)))
-        high = bisect.bisect_right(self._sizes, len(words) / self._threshold + 1e-9)
+        asked = words_of(text)
+        low = bisect.bisect_left(self._sizes, self._least(len(asked)))
+        high = bisect.bisect_right(self._sizes, len(asked) / self._threshold + 1e-9)
         near: set[int] = set()
-        for word in self._prefix(words):
+        for word in self._prefix(asked):
             postings = self._postings.get(word, ())
             near.update(postings[bisect.bisect_left(postings, low) : bisect.bisect_left(postings, high)])
-        found = [(self._jaccard(words, self._sets[number][0]), -self._sets[number][1]) for number in near]
+        found = [(self._jaccard(asked, self._sets[number][0]), -self._sets[number][1]) for number in near]
         similarity, row = max(found, default=(0.0, 0))
         return (-row, similarity, False) if similarity >= self._threshold else None
 
