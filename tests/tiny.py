@@ -23,14 +23,15 @@ def save_model(folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
-def save_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
-    """Save a random adapter on a base model; gives the folder."""
+def save_adapter(base: Path, folder: Path, seed: int = 1, **settings: Any) -> Path:
+    """Save an adapter on a base model, random but for what the settings of PEFT say; gives the folder."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    settings = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, **settings}
+    config = LoraConfig(r=16, task_type="CAUSAL_LM", **settings)
     get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(folder)
     return folder
 

@@ -24,7 +24,8 @@ def _table(sections: dict[System, dict[str, Any]]) -> str:
             to_base = section["differences"].get("base", {}).get(name)
             label = system.label if several else system.name
             rows.append((name, label, tables.interval(section["metrics"][name]), tables.difference(to_base)))
-    return f"{tables.aligned(rows)}\n{tables.DIFFERENCE_NOTE}"
+    asked = [value["n"] for section in sections.values() for value in section["metrics"].values()]
+    return f"{tables.aligned(rows)}\n{tables.note(min(asked))}"
 
 
 @click.command(cls=terminal.Tool)
@@ -56,7 +57,7 @@ def main(
     are here, and tinyMMLU and tinyTruthfulQA, which need the network and the package tinyBenchmarks.
 
     Each score has lm-eval's standard error and a 95 % interval, Wilson's of an accuracy; each difference
-    of accuracies a paired bootstrap interval. A task whose data cannot be had here is skipped, with the
+    of accuracies a paired one. A task whose data cannot be had here is skipped, with the
     reason. A killed benchmark goes on where it was, task by task.
 
     \b

@@ -7,7 +7,7 @@ from typing import Any
 from lora_recipes.config import runfile
 from lora_recipes.report import pages, side_by_side
 from lora_recipes.report.side_by_side import Answered
-from lora_recipes.results import systems, tables
+from lora_recipes.results import tables
 from lora_recipes.support import filenames, files, terminal
 
 import click
@@ -30,7 +30,7 @@ def _cells(found: list[Answered], row: int) -> list[dict[str, Any]]:
 
 
 def _rows(found: list[Answered], gain: list[float]) -> list[dict[str, Any]]:
-    signed = any(system.name == "base" for system in found)
+    signed = found[0].system.is_base
     return [
         {
             "number": answer["row"] + 1,
@@ -56,13 +56,13 @@ def _summary(found: list[Answered]) -> dict[str, Any]:
     return {
         "columns": ["system", "BERTScore F1", "difference to base", "mean tokens", "empty", "cut off"],
         "rows": lines,
-        "note": tables.DIFFERENCE_NOTE,
+        "note": tables.note(len(found[0].answers)),
     }
 
 
 def _groups(found: list[Answered], rows: list[dict[str, Any]], gain: list[float], count: int) -> list[dict[str, Any]]:
-    variant = next(system.name for system in found if system.name != "base")
-    by = f"F1 gain of {variant} over base" if found[0].name == "base" else f"F1 of {variant}"
+    variant = next(one.name for one in found if not one.system.is_base)
+    by = f"F1 gain of {variant} over base" if found[0].system.is_base else f"F1 of {variant}"
     titles = {"best": f"Largest {by}", "worst": f"Smallest {by}", "random": "Random rows"}
     picked = side_by_side.pick(gain, len(rows), count)
     return [{"title": titles[name], "rows": [rows[row] for row in chosen]} for name, chosen in picked.items() if chosen]
@@ -110,7 +110,7 @@ def main(sources: tuple[str, ...], base: bool, split: str, count: int, output: P
     """
     runs = [runfile.load(source) for source in sources]
     _require_one_recipe(runs)
-    output = output or systems.of_run(runs[0], None).folder.parent / "compare.html"
+    output = output or runs[0].output_dir.parent / "compare.html"
     if output.suffix == ".md":
         raise click.UsageError("-o names the HTML file; the Markdown goes beside it with the suffix .md.")
     context = _context(runs, side_by_side.load(runs, split, base), split, count)

@@ -21,7 +21,7 @@ def _table(names: list[str], sections: list[dict[str, Any]]) -> str:
         found = [tables.interval(section["metrics"][metric]) for metric in chief]
         difference = tables.difference(section["differences"].get("base"))
         rows.append((name, str(section["rows"]), found[0], difference, *found[1:]))
-    return f"{tables.aligned(rows)}\n{tables.DIFFERENCE_NOTE}"
+    return f"{tables.aligned(rows)}\n{tables.note(sections[0]['rows'])}"
 
 
 @click.command(cls=terminal.Tool)
@@ -49,7 +49,7 @@ def main(
 
     Scored are BERTScore against the references (by default with the embedded all-MiniLM-L6-v2;
     published figures use --score-model roberta-large) and the cross-entropy of the references,
-    each with a 95 % bootstrap interval. A killed evaluation goes on where it was.
+    each with a 95 % interval. A killed evaluation goes on where it was.
 
     \b
     Example:

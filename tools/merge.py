@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_recipes.config import runfile
 from lora_recipes.config.runfile import RunFile
-from lora_recipes.results import result_files
+from lora_recipes.results import result_files, systems
 from lora_recipes.support import files, libraries, processes, terminal
 
 import click
@@ -142,7 +142,7 @@ def main(
         record = _merge(run, plan, output, not no_verify, watch)
     metrics = {**record["kl"], "weights_changed": record["weights_changed"]}
     more = {name: record[name] for name in ("verdict", "seconds", "onto", "dtype", "adapter", "files")}
-    result_files.update(run, "merge", result_files.section(run, metrics, watch, **more))
+    systems.of_run(run, adapter).record("merge", result_files.section(run, metrics, watch, **more))
     _print_verdict(output, record)
     return None
 

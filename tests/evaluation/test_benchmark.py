@@ -94,7 +94,7 @@ def test_the_section_holds_scores_errors_outcomes_differences_and_what_was_skipp
 @pytest.mark.slow
 def test_an_adapter_switched_on_scores_as_one_loaded_alone_in_any_order(trained: Callable[..., Path]) -> None:
     runs = [runfile.load(str(trained("lora"))), runfile.load(str(trained("peft", seed=2)))]
-    lora, peft, base = (*(systems.of_run(run, run.output_dir) for run in runs), systems.of_run(runs[0], None))
+    lora, peft, base = (*(systems.of_run(run, run.output_dir) for run in runs), systems.of_base(runs[0], None))
     task = tasks.prepare(["african_history_mc"], None, None)[0][0]
 
     def score(order: list[System]) -> list[tuple[Any, list[tuple[float, bool]]]]:

@@ -1,16 +1,19 @@
 """tools/eval.py: answers that survive a kill, prompts as trained, adapters beside each other on one base."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lora_recipes.config import runfile
 from lora_recipes.data import questions
-from lora_recipes.models import loading
+from lora_recipes.models import adapters, loading
 from lora_recipes.results import systems
 
 import pytest
 from evaluations import BF16, FEW, RECIPE, assert_one_sentence, evaluate, lines, section
+from safetensors.torch import load_file, save_file
 from tiny import save_adapter
 
 
@@ -29,8 +32,9 @@ def test_a_split_is_no_path(run_file: Callable[..., Path]) -> None:
 
 
 def test_a_variant_named_base_would_overwrite_the_base_model(tmp_path: Path, run_file: Callable[..., Path]) -> None:
+    assert_one_sentence(evaluate(run_file("lora", f"output_dir={tmp_path}/x/base-0123abcd")), "base-0123abcd is a base")
     path = run_file("lora", f"output_dir={tmp_path}/{RECIPE}/base")
-    assert_one_sentence(evaluate(path), "output_dir", "the base model's")
+    assert_one_sentence(evaluate(path), "output_dir", "base is a base model's")
 
 
 def test_questions_are_tokenized_once_for_systems_that_are_asked_alike(
@@ -42,15 +46,60 @@ def test_questions_are_tokenized_once_for_systems_that_are_asked_alike(
     monkeypatch.setattr(loading, "load_tokenizer", lambda run: loads.append(run.variant))
     monkeypatch.setattr(questions, "load", lambda run, tokenizer, split: ([], ""))
     monkeypatch.setattr(questions, "end_tokens", lambda run, tokenizer: [2])
-    for name in ("model_identity", "adapter_identity"):
-        monkeypatch.setattr(questions, name, str)
+    monkeypatch.setattr(questions, "adapter_identity", str)
+    monkeypatch.setattr(systems, "model_identity", str)
+    monkeypatch.setattr(adapters, "changes_base", lambda folder: False)
     runs = [runfile.load(run_file(name)) for name in ("lora", "peft", "qlora")]
     runs.append(runfile.load(run_file("dora", "chat_template=jinja", "chat_template_jinja=another")))
-    chosen = [systems.of_run(runs[0], None), *(systems.of_run(run, run.output_dir) for run in runs)]
+    chosen = [systems.of_base(runs[0], None), *(systems.of_run(run, run.output_dir) for run in runs)]
     found = evaluate.prepare(chosen, "test", None, 8)
     assert loads == ["lora", "dora"]
     assert found[0].asked is found[3].asked is not found[4].asked
     assert [one.settings["four_bit"] for one in found] == [False, False, False, True, False]
+
+
+def _figures(folder: Path) -> tuple[Any, ...]:
+    """What was measured, without what depends on the call."""
+    found = section(folder)
+    return found["metrics"], found["scores"], lines(folder / "answers-test.jsonl")
+
+
+@pytest.mark.slow
+def test_beside_an_adapter_that_changes_the_base_all_are_scored_as_alone(
+    trained: Callable[..., Path], tiny: Path, tmp_path: Path
+) -> None:
+    plain, pissa = trained("lora"), trained("peft", seed=2)
+    outputs = tmp_path / "outputs" / RECIPE
+    save_adapter(tiny, outputs / "peft", 2, init_lora_weights="pissa")
+    asked = {"base": ("--base",), "lora": (), "peft": ()}
+    alone = {}
+    for name, option in asked.items():
+        assert evaluate(pissa if name == "peft" else plain, *option, *FEW).exit_code == 0
+        alone[name] = _figures(outputs / name)
+    assert alone["base"] != alone["lora"] != alone["peft"]
+    for name in asked:
+        (outputs / name / "answers-test.jsonl").unlink()
+    assert evaluate(pissa, plain, "--base", *FEW).exit_code == 0
+    assert {name: _figures(outputs / name) for name in asked} == alone
+
+
+@pytest.mark.slow
+def test_two_bases_beside_each_other_are_two(trained: Callable[..., Path], tiny: Path, tmp_path: Path) -> None:
+    one, other = trained("lora"), trained("peft")
+    changed = shutil.copytree(tiny, tmp_path / "models" / tiny.name)
+    weights = load_file(changed / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in weights.items()}, changed / "model.safetensors", {"format": "pt"})
+    other.write_text(other.read_text().replace(f"base_model: {tiny}", f"base_model: {changed}"))
+    outputs = tmp_path / "outputs" / RECIPE
+    assert evaluate(one, other, "--base", *FEW).exit_code == 0
+    (second,) = outputs.glob("base-*")
+    assert section(second)["settings"]["base_model"] != section(outputs / "base")["settings"]["base_model"]
+    for variant, base in (("lora", outputs / "base"), ("peft", second)):
+        found = section(outputs / variant)
+        gain = found["metrics"]["bertscore_f1"]["mean"] - section(base)["metrics"]["bertscore_f1"]["mean"]
+        assert found["differences"]["base"]["mean"] == pytest.approx(gain)
+    again = evaluate(other, "--base", *FEW)  # alone, and it finds its own
+    assert "loading" not in again.stderr and str(second.name) in again.stderr
 
 
 @pytest.mark.slow

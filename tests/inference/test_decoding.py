@@ -127,7 +127,10 @@ def test_in_float32_questions_with_adapters_switched_are_answered_as_one_by_one(
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     for name in ("one", "two"):
         get_peft_model(loading.load_base(run), config).save_pretrained(tmp_path / name)
-    one, two, base = (systems.of_run(run, folder) for folder in (tmp_path / "one", tmp_path / "two", None))
+    one, two, base = (
+        *(systems.of_run(run, tmp_path / name) for name in ("one", "two")),
+        systems.of_base(run, None),
+    )
     shared = SharedBase([one, base, two])
     batch = questions.load(run, tokenizer, "test")[0][:7]
     assert len({len(question.prompt_ids) for question in batch}) > 4

@@ -29,18 +29,43 @@ def test_equal_values_have_an_interval_without_width() -> None:
     assert intervals.interval([0.25] * 7) == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 7}
 
 
+def test_a_mean_has_the_interval_of_students_t_test() -> None:
+    found = intervals.interval([0.1, 0.4, 0.3])
+    # 0.2667 with a standard error of 0.0882, times 4.3027, the t of two degrees of freedom.
+    assert (found["low"], found["high"]) == pytest.approx((0.2667 - 0.3795, 0.2667 + 0.3795), abs=1e-4)
+
+
+def test_two_questions_that_agree_have_an_interval_as_wide_as_they_deserve_and_no_star() -> None:
+    found = intervals.difference([0.2465, 0.2869], [0.2, 0.2])
+    assert found["mean"] == pytest.approx(0.0667)
+    assert found["low"] < -0.18 and found["high"] > 0.32
+    assert not found["excludes_zero"]
+
+
+@pytest.mark.parametrize(("rows", "marked"), [(9, False), (10, True)])
+def test_a_difference_is_marked_from_ten_questions_on(rows: int, marked: bool) -> None:
+    better = [0.5 + n / 1000 for n in range(rows)]
+    assert intervals.difference(better, [0.0] * rows)["excludes_zero"] == marked
+
+
 def test_a_weighted_mean_counts_each_row_by_its_weight() -> None:
     # Nats a token of 10 and 30 tokens: (10 * 2 + 30 * 4) / 40.
-    found = intervals.interval([2.0, 4.0], [10, 30])
-    assert found["mean"] == pytest.approx(3.5)
-    assert (found["low"], found["high"]) == pytest.approx((2.0, 4.0))
+    assert intervals.interval([2.0, 4.0], [10, 30])["mean"] == pytest.approx(3.5)
 
 
-def test_rows_too_many_for_one_block_have_an_interval_too() -> None:
-    values = [float(n % 2) for n in range(intervals._BLOCK // 100)]
-    found = intervals.interval(values)
-    assert found["low"] < 0.5 < found["high"]
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 0.5 / len(values) ** 0.5, rel=0.1)
+def test_equal_weights_change_nothing() -> None:
+    assert intervals.interval(NOISE, [3.0] * 200) == pytest.approx(intervals.interval(NOISE))
+
+
+def test_the_interval_of_a_weighted_mean_covers_the_truth_in_95_of_100_samples() -> None:
+    draw = random.Random(1)
+    held = 0
+    for _ in range(1000):
+        tokens = [draw.randint(5, 100) for _ in range(50)]
+        found = intervals.interval([draw.expovariate(1 / (2 + 10 / n)) for n in tokens], tokens)
+        truth = 2 + 10 * 96 / sum(range(5, 101))
+        held += found["low"] < truth < found["high"]
+    assert 920 <= held <= 970
 
 
 def test_the_difference_of_a_system_to_itself_is_exactly_zero_and_does_not_exclude_it() -> None:
@@ -82,10 +107,15 @@ def test_the_published_figures_are_these_intervals_to_the_last_digit(name: str) 
     for score in ("precision", "recall", "f1"):
         assert intervals.interval(scores[score]) == metrics[f"bertscore_{score}"]
     assert intervals.interval(scores["cross_entropy"], scores["reference_tokens"]) == metrics["cross_entropy"]
+    benchmark = json.loads(path.read_text(encoding="utf-8"))["benchmark"]
+    for task, outcomes in benchmark["outcomes"].items():
+        for name, text in outcomes.items():
+            found = benchmark["metrics"][f"{task}_{name}"]
+            assert (found["low"], found["high"]) == intervals.share(text.count("1"), len(text))
 
 
-def test_one_row_has_an_interval_without_width() -> None:
-    assert intervals.interval([0.25]) == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 1}
+def test_one_row_has_no_interval() -> None:
+    assert intervals.interval([0.25]) == {"mean": 0.25, "low": None, "high": None, "n": 1}
 
 
 def test_a_share_has_wilsons_interval_of_some_width_at_its_ends() -> None:

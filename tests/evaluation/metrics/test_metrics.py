@@ -32,7 +32,8 @@ def exact_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def evaluated(name: str, texts: list[str]) -> Any:
     """An evaluation of two questions with its answers."""
     questions = [SimpleNamespace(row=row, question="q", reference="r", reference_ids=[1, 2]) for row in range(2)]
-    system = System("recipe", name, Path(f"recipe/{name}/result.json"), None, None if name == "base" else Path("a"))
+    run: Any = SimpleNamespace(model=lambda: "the same for both")
+    system = System("recipe", name, Path(f"recipe/{name}/result.json"), run, None if name == "base" else Path("a"))
     lines = {
         row: {"answer": text, "reference": "r", "reference_nats": 3.0, "finished": True, "new_tokens": 4}
         for row, text in enumerate(texts)
@@ -61,6 +62,7 @@ def test_a_module_more_is_a_metric_more_in_sections_differences_and_tables(
     exact_match: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bertscore, "score", lambda answers: {"precision": [1, 1], "recall": [1, 1], "f1": [1, 1]})
+    monkeypatch.setattr(scorecards, "model_identity", str)
     monkeypatch.setattr(bertscore, "summary", lambda answers, means: {"cut_texts": 0})
     base, lora = evaluated("base", ["r", "x"]), evaluated("lora", ["r", "r"])
     found = [scorecards._scored(one, None) for one in (base, lora)]

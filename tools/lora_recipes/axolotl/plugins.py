@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from lora_recipes.config import runfile
-from lora_recipes.results import result_files
+from lora_recipes.results import result_files, systems
 from lora_recipes.support import files, processes, terminal
 from lora_recipes.training import settings
 
@@ -57,7 +57,7 @@ class RunPlugin(BasePlugin):
         if processes.is_main():
             run = _run_file(cfg)
             adapters.require(run.output_dir, run)
-            result_files.update(run, "training", trainer.section(run, self.trainer, self.watch))
+            systems.of_run(run, run.output_dir).record("training", trainer.section(run, self.trainer, self.watch))
 
 
 class CpuPlugin(RunPlugin):

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ import yaml
 
 KEPT = "run.yaml"
 """The name of the run file as trained, beside the outputs."""
+
+BASE_NAME = re.compile(r"base(-[0-9a-f]{8})?")
+"""Folders beside a run's outputs that hold what was measured of base models: a second has digits of its identity."""
 
 NEEDED = ("base_model", "datasets", "output_dir")
 """The keys that every run file has to have."""
@@ -159,8 +163,10 @@ def load_several(sources: tuple[str, ...], adapter: Path | None = None) -> list[
     if adapter and len(runs) > 1:
         raise click.UsageError("--adapter belongs to one run file; give one.")
     for run in runs:
-        if run.variant == "base":
-            raise run.error("output_dir", "its last folder names the variant, and `base` is the base model's; rename.")
+        if BASE_NAME.fullmatch(run.variant):
+            raise run.error(
+                "output_dir", f"its last folder names the variant, and {run.variant} is a base model's; rename."
+            )
     return runs
 
 

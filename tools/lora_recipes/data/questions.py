@@ -1,6 +1,5 @@
 """The questions of an evaluation as tokens, and what identifies the answers to them."""
 
-import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -11,9 +10,6 @@ from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import prompts, rows
 from lora_recipes.models import adapters
 from lora_recipes.support import files
-
-_MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".gguf"}
-
 
 _NOT_ASKED = ("output_dir", "adapter", "plugins", "deepspeed", "load_in_4bit", "bf16", "fp16", "attn_implementation")
 """Keys in which run files may differ, beside those of LoRA and PEFT, that ask the same questions in the same tokens."""
@@ -99,15 +95,3 @@ def adapter_identity(folder: Path) -> str:
         if key not in ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
     }
     return _digest([files.sha256(folder / adapters.FILES[0]), applied])
-
-
-@functools.cache
-def model_identity(model: str) -> str:
-    """A hash of a local model's files, wherever the folder lies; the commit of a model on the Hub."""
-    folder = Path(model)
-    if folder.is_dir():
-        paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _MODEL_FILES]
-        return f"sha256:{_digest([[path.name, files.sha256(path)] for path in paths])}"
-    from transformers import AutoConfig
-
-    return f"{model}@{AutoConfig.from_pretrained(model, trust_remote_code=False)._commit_hash}"

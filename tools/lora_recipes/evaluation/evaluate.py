@@ -66,14 +66,16 @@ class Evaluation:
 def choose(runs: list[RunFile], base: bool, adapter: Path | None) -> list[System]:
     """The systems of a call, base models first.
 
-    The base model of a recipe is measured once, in full precision; from the first run file that
+    A base model of a recipe is measured once, in full precision; from the first run file that
     loads it so, if there is one. Raises click.ClickException for a missing, damaged or foreign adapter.
     """
     for run in runs:
         adapters.require(adapter or run.output_dir, run)
     bases: dict[Path, System] = {}
     for run in sorted(runs, key=lambda run: run.four_bit) if base else ():
-        system = systems.of_run(run, None)
+        system = systems.of_base(run, systems.model_identity(run.model()))
+        files.require_writable(system.folder)
+        system.reserve()
         bases.setdefault(system.folder, system)
     chosen = [*bases.values(), *(systems.of_run(run, adapter or run.output_dir) for run in runs)]
     for system in chosen:
@@ -98,7 +100,8 @@ def prepare(chosen: list[System], split: str, limit: int | None, max_new_tokens:
 def _evaluation(system: System, split: str, asked: Asked, limit: int | None, max_new_tokens: int) -> Evaluation:
     base = shared_base.loaded(system)
     settings = {
-        "base_model": questions.model_identity(base.model),
+        "own_base": base.own is not None,  # beside an adapter that changed it answers were wrong once: none are taken
+        "base_model": systems.model_identity(base.model),
         "adapter": questions.adapter_identity(system.adapter) if system.adapter else None,
         "dtype": base.dtype,
         "four_bit": base.in_4bit,

@@ -24,7 +24,7 @@ from lora_recipes.inference import decoding, loglikelihood, shared_base
 from lora_recipes.inference.shared_base import SharedBase
 from lora_recipes.models import loading
 from lora_recipes.results import intervals
-from lora_recipes.results.systems import System
+from lora_recipes.results.systems import System, model_identity
 from lora_recipes.support import files, processes
 
 import click
@@ -43,7 +43,8 @@ def inputs(system: System, task: Task, limit: int | None) -> dict[str, Any]:
     base = asdict(shared_base.loaded(system))
     return {
         **base,
-        "model": questions.model_identity(base["model"]),
+        "own": base["own"] is not None,
+        "model": model_identity(base["model"]),
         "adapter": questions.adapter_identity(system.adapter) if system.adapter else None,
         "task": task.name,
         "task_sha256": task.sha256,

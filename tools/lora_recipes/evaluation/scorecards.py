@@ -9,7 +9,7 @@ from lora_recipes.evaluation.lm_eval_run import Scores
 from lora_recipes.evaluation.metrics import Answers, bertscore
 from lora_recipes.results import intervals, result_files
 from lora_recipes.results.result_files import Stopwatch
-from lora_recipes.results.systems import System
+from lora_recipes.results.systems import BASE, System, model_identity
 
 
 def sections(
@@ -73,16 +73,25 @@ def _means(module: ModuleType, scores: dict[str, list[float]], answers: Answers)
 
 def _differences(evaluation: Evaluation, evaluations: list[Evaluation]) -> dict[str, Any]:
     """Paired differences to the others of the recipe that had the same rows: of BERTScore F1, the others beside it."""
-    if evaluation.system.adapter is None:
-        return {}
     mine = [(one.question, one.reference) for one in evaluation.questions]
     return {
-        other.system.name: _difference(evaluation.scores, other.scores)
+        name: _difference(evaluation.scores, other.scores)
         for other in evaluations
-        if other is not evaluation
-        and other.system.folder.parent == evaluation.system.folder.parent
+        if (name := _compared_as(other.system, evaluation.system))
         and mine == [(one.question, one.reference) for one in other.questions]
     }
+
+
+def _compared_as(other: System, system: System) -> str:
+    """The name under which a system is compared to another of its recipe; '' where it is not.
+
+    A base model is compared to none, and to a base model only its own variants are: for them it is `base`.
+    """
+    if other is system or system.is_base or other.folder.parent != system.folder.parent:
+        return ""
+    if not other.is_base:
+        return other.name
+    return BASE if model_identity(other.run.model()) == model_identity(system.run.model()) else ""
 
 
 def _difference(mine: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, Any]:
@@ -112,15 +121,13 @@ def benchmark_section(system: System, scores: Scores, watch: Stopwatch, **more: 
 
 def _outcome_differences(system: System, scores: Scores) -> dict[str, dict[str, Any]]:
     """Other system of the recipe -> metric -> paired difference to it over the same questions."""
-    if system.adapter is None:
-        return {}
     return {
-        other.name: {
+        name: {
             f"{task}_{metric}": intervals.difference(list(map(float, mine)), list(map(float, theirs)))
             for task, score in scores[system].items()
             for metric, mine in score["outcomes"].items()
             if (theirs := measured[task]["outcomes"].get(metric))
         }
         for other, measured in scores.items()
-        if other is not system and other.folder.parent == system.folder.parent
+        if (name := _compared_as(other, system))
     }

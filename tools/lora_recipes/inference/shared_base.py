@@ -4,10 +4,11 @@ import contextlib
 import gc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_recipes.inference import grouped_query
-from lora_recipes.models import loading
+from lora_recipes.models import adapters, loading
 from lora_recipes.results.systems import System
 
 
@@ -20,11 +21,14 @@ class Loaded:
     in_4bit: bool
     """A base that is measured itself is loaded in full precision, whatever its run file says."""
     attention: str | None
+    own: Path | None
+    """The adapter that this base is for alone: one that changes its weights, which are the others' as well."""
 
 
 def loaded(system: System) -> Loaded:
     run = system.run
-    return Loaded(run.model(), run.dtype_name, system.adapter is not None and run.four_bit, run.attention)
+    own = system.adapter if system.adapter and adapters.changes_base(system.adapter) else None
+    return Loaded(run.model(), run.dtype_name, system.adapter is not None and run.four_bit, run.attention, own)
 
 
 def groups(systems: Iterable[System]) -> list[list[System]]:

@@ -12,8 +12,6 @@ from lora_recipes.support import files
 
 import click
 
-_PLAIN = (True, False, "gaussian", "orthogonal", "eva")
-"""Other initialisations (PiSSA, OLoRA, LoftQ, …) change the base weights too: a plain sum is wrong for them."""
 _FORBIDDEN = (
     *("layer_replication", "target_parameters", "trainable_token_indices"),
     *("alora_invocation_tokens", "use_qalora", "use_bdlora", "ensure_weight_tying"),
@@ -108,7 +106,7 @@ def quantized_weights(run: RunFile) -> frozenset[str]:
 def _require_plain(adapter: Path) -> None:
     config = files.read_json(adapter / adapters.FILES[1])
     strange = [key for key in _FORBIDDEN if config.get(key)]
-    if config.get("init_lora_weights", True) not in _PLAIN:
+    if config.get("init_lora_weights", True) not in adapters.BESIDE_THE_BASE:
         strange.insert(0, "init_lora_weights")
     if strange:
         raise click.ClickException(

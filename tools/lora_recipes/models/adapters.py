@@ -16,6 +16,9 @@ FILES = ("adapter_model.safetensors", "adapter_config.json")
 NAME = "default"
 """PEFT's name for the adapter of a model that has one."""
 
+BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
+"""Initialisations of LoRA that leave the base's weights alone; all others (PiSSA, OLoRA, LoftQ, …) change them."""
+
 _WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "_fsdp_wrapped_module.": "FSDP",
@@ -83,6 +86,17 @@ def _require_rank(folder: Path, config: dict[str, Any], run: RunFile) -> None:
             f"{folder}: the adapter has rank {config.get('r')}, {run.name} says lora_r: {rank}; "
             "give the run file that it was trained with, or train again."
         )
+
+
+def changes_base(folder: Path) -> bool:
+    """Whether a saved adapter changes weights of its base, which stay changed while it is switched off."""
+    config = _settings(folder / FILES[1])
+    trains_biases = config.get("bias", "none") != "none"
+    return (
+        config.get("init_lora_weights", True) not in BESIDE_THE_BASE
+        or trains_biases
+        or bool(config.get("layer_replication"))
+    )
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from lora_recipes import ROOT
 from lora_recipes.rendering import render
 from lora_recipes.results import result_files
-from lora_recipes.results.systems import BASE, System
+from lora_recipes.results.systems import System
 from lora_recipes.support import files
 
 import click
@@ -58,8 +58,9 @@ def published_files(folder: Path) -> list[Path]:
 
 def _order(system: System) -> tuple[str, int, str]:
     """By recipe, base first, then the variants as recipes/ has them, then the others by name."""
-    known = (BASE, *render.usual())
-    return system.recipe, known.index(system.name) if system.name in known else len(known), system.name
+    known = render.usual()
+    place = -1 if system.is_base else known.index(system.name) if system.name in known else len(known)
+    return system.recipe, place, system.name
 
 
 def published(recipe: str) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def scores(measured: list[System], recipes: list[str]) -> bytes | None:
         return None
     figure, axes = stacked([0.9 + 0.34 * len(points) for points in panels.values()])
     for axis, (recipe, points) in zip(axes, panels.items(), strict=True):
-        if points[0]["name"] == "base" and "low" in points[0]:
+        if points[0]["colour"] == _BASE and "low" in points[0]:
             axis.axvline(points[0]["mean"], color=_BASE, linestyle="--", linewidth=0.8)
         for height, point in enumerate(points):
             _score_point(axis, height, point)
@@ -137,8 +137,9 @@ def _recipes(measured: list[System]) -> list[str]:
 
 def _colours(measured: list[System]) -> dict[str, str]:
     """One colour a variant, the same in all panels."""
-    names = [name for name in dict.fromkeys(system.name for system in measured) if name != "base"]
-    return {"base": _BASE} | {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+    bases = {system.name for system in measured if system.is_base}
+    names = [name for name in dict.fromkeys(system.name for system in measured) if name not in bases]
+    return dict.fromkeys(bases, _BASE) | {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
 
 
 def stacked(heights: list[float]) -> tuple[Any, list[Any]]:

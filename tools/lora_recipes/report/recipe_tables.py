@@ -4,7 +4,8 @@ from typing import Any
 
 from lora_recipes.evaluation import metrics
 from lora_recipes.report import inputs
-from lora_recipes.results.systems import System
+from lora_recipes.results import intervals, tables
+from lora_recipes.results.systems import BASE, System
 from lora_recipes.results.tables import difference, duration, interval, number
 
 
@@ -184,10 +185,15 @@ def _limits(measured: list[System]) -> list[str]:
 def _limits_of(system: System) -> list[str]:
     evaluation, benchmark = system.section("evaluation"), system.section("benchmark")
     texts = [f"{task} was skipped: {reason}" for task, reason in (benchmark.get("skipped") or {}).items()]
+    if (evaluation.get("rows") or intervals.LEAST) < intervals.LEAST:
+        texts.append(f"only {evaluation['rows']} questions. {tables.TOO_FEW}")
     if evaluation.get("limit"):
         texts.append(f"answered the first {evaluation['rows']} rows of {evaluation['split']} only")
     if benchmark.get("limit"):
         texts.append(f"benchmarked on the first {benchmark['limit']} questions of each task only")
+    if system.is_base and system.name != BASE:
+        config = (evaluation or benchmark).get("run_file", {}).get("config", {})
+        texts.append(f"the base model {config.get('base_model')}, another than that of the rows called {BASE}")
     if evaluation.get("prompt_parity") is False:
         texts.append("asked with another prompt than it was trained on, so the scores say little about the training")
     return texts

@@ -36,14 +36,22 @@ def load(runs: list[RunFile], split: str, base: bool) -> list[Answered]:
     Raises click.ClickException when answers are missing or damaged, or systems answered other rows.
     """
     chosen = [systems.of_run(run, run.output_dir) for run in runs]
-    bare = systems.of_run(runs[0], None)
-    if base or bare.answers_path(split).is_file():
+    bases = {system.path: system for system in map(_base_of, chosen)}
+    bare, *others = bases.values()
+    if base and others:
+        raise click.UsageError("the runs have different base models; compare those of one with --base.")
+    if base or (not others and bare.answers_path(split).is_file()):
         chosen.insert(0, bare)
     found = [_answered(system, split) for system in chosen]
     for other in found[1:]:
         _require_same_rows(found[0], other, split)
         _require_same_settings(found[0], other)
     return found
+
+
+def _base_of(system: System) -> System:
+    """The base model that a system was measured with; where no result has its identity, the only one there may be."""
+    return systems.of_base(system.run, system.model)
 
 
 def _answered(system: System, split: str) -> Answered:
@@ -59,7 +67,7 @@ def _read(system: System, split: str) -> list[dict[str, Any]]:
     """A system's answers in row order, with texts that any page can hold."""
     path = system.answers_path(split)
     if not path.exists():
-        is_base = system.name == systems.BASE
+        is_base = system.is_base
         command = f"tools/eval.py {system.run.name}{' --base' if is_base else ''}"
         command += f" --split {split}" if split != "test" else ""
         what = "the base model" if is_base else system.name
@@ -106,8 +114,8 @@ def _require_same_settings(first: Answered, other: Answered) -> None:
 
 def gains(found: list[Answered]) -> list[float]:
     """F1 of the first variant less F1 of the base, a row; its F1 alone without a base; empty if unscored."""
-    first = next(answered.f1 for answered in found if answered.name != systems.BASE)
-    if found[0].name != systems.BASE:
+    first = next(answered.f1 for answered in found if not answered.system.is_base)
+    if not found[0].system.is_base:
         return first
     return [new - old for new, old in zip(first, found[0].f1, strict=True)] if first and found[0].f1 else []
 

@@ -1,6 +1,5 @@
 """Result files: one JSON a system (base or trained variant), with all that is needed to argue with it."""
 
-import json
 import os
 import platform
 import resource
@@ -52,23 +51,7 @@ def section(run: RunFile, metrics: dict[str, Any], watch: Stopwatch, **more: Any
     }
 
 
-def folder(run: RunFile, base: bool = False) -> Path:
-    """Where what is measured of a system is kept: the run's output folder, or `base` beside it."""
-    return run.output_dir.parent / "base" if base else run.output_dir
-
-
-def update(run: RunFile, kind: str, content: dict[str, Any], base: bool = False) -> Path:
-    """Put one section (training, evaluation, benchmark, merge) into the system's result.json."""
-    path = folder(run, base) / NAME
-    with files.locked(path):
-        fresh: dict[str, Any] = {"recipe": run.recipe, "variant": "base" if base else run.variant}
-        result = (_read_or_set_aside(path) if os.path.lexists(path) else None) or fresh
-        result[kind] = content
-        files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    return path
-
-
-def _read_or_set_aside(path: Path) -> dict[str, Any] | None:
+def read_or_set_aside(path: Path) -> dict[str, Any] | None:
     """A result file; one that cannot be read is renamed, for what was measured just now must not be lost by it."""
     try:
         return read(path)

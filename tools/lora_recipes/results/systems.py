@@ -1,17 +1,22 @@
 """What is measured: the base model of a recipe or a variant trained from it, and where its results are kept."""
 
 import functools
+import hashlib
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.config.runfile import RunFile
+from lora_recipes.config.runfile import BASE_NAME, RunFile
 from lora_recipes.results import result_files
 from lora_recipes.support import files
 
 import click
 
 BASE = "base"
+
+_MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".gguf"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +25,7 @@ class System:
 
     recipe: str
     name: str
-    """The variant, or BASE."""
+    """The variant, or that of a base model: see `of_base`."""
     path: Path
     """The result file."""
     run_file: RunFile | None = None
@@ -40,6 +45,10 @@ class System:
         return self.path.parent
 
     @property
+    def is_base(self) -> bool:
+        return BASE_NAME.fullmatch(self.name) is not None
+
+    @property
     def label(self) -> str:
         return f"{self.recipe} {self.name}"
 
@@ -47,8 +56,31 @@ class System:
         return self.folder / f"answers-{split}.jsonl"
 
     def record(self, kind: str, section: dict[str, Any]) -> Path:
-        """Put one section into its result file."""
-        return result_files.update(self.run, kind, section, base=self.name == BASE)
+        """Put one section (training, evaluation, benchmark, merge) into its result file."""
+        return self._update({kind: section})
+
+    def reserve(self) -> None:
+        """Write the result file of a base model, if there is none: its folder is then no other model's."""
+        if not self.path.is_file():
+            self._update({})
+
+    def _update(self, sections: dict[str, Any]) -> Path:
+        names = {"recipe": self.recipe, "variant": self.name}
+        model = {"model": model_identity(self.run.model())} if self.is_base else {}
+        with files.locked(self.path):
+            result = (result_files.read_or_set_aside(self.path) if os.path.lexists(self.path) else None) or names
+            files.write_text(
+                self.path, json.dumps({**result, **model, **sections}, indent=1, ensure_ascii=False) + "\n"
+            )
+        return self.path
+
+    @property
+    def model(self) -> str | None:
+        """The identity of the base model that was measured, alone or under an adapter; None where no result has it."""
+        asked = (self.section("benchmark").get("inputs") or {}).values()
+        of_tasks = [task.get("model") for task in asked if isinstance(task, dict)]
+        settings = self.section("evaluation").get("settings") or {}
+        return next((one for one in (self.result.get("model"), settings.get("base_model"), *of_tasks) if one), None)
 
     @functools.cached_property
     def result(self) -> dict[str, Any]:
@@ -97,10 +129,48 @@ class System:
         return sorted(found.items())
 
 
-def of_run(run: RunFile, adapter: Path | None) -> System:
-    """The system of a run file with an adapter, or its bare base model."""
-    path = result_files.folder(run, base=adapter is None) / result_files.NAME
-    return System(run.recipe, run.variant if adapter else BASE, path, run, adapter)
+def of_run(run: RunFile, adapter: Path) -> System:
+    """The system of a run file with an adapter: its own, or another, whose results are not the run's."""
+    own = adapter.resolve() == run.output_dir.resolve()
+    name = run.variant if own else f"{run.variant}-{adapter.resolve().name}"
+    return System(run.recipe, name, run.output_dir.parent / name / result_files.NAME, run, adapter)
+
+
+def of_base(run: RunFile, identity: str | None) -> System:
+    """The bare base model of a run file, known by its weights.
+
+    Its results lie in `base` beside the run's outputs, or, where that holds another model's or anything else, in
+    `base-` with eight digits of its identity. identity: as model_identity gives it, or None for the only one there
+    may be.
+    """
+    parent = run.output_dir.parent
+    plain = System(run.recipe, BASE, parent / BASE / result_files.NAME, run)
+    if identity in (None, plain.model) or (not plain.path.exists() and not _others_in(plain.folder)):
+        return plain
+    name = f"{BASE}-{hashlib.sha256(str(identity).encode()).hexdigest()[:8]}"
+    return System(run.recipe, name, parent / name / result_files.NAME, run)
+
+
+def _others_in(folder: Path) -> bool:
+    """Whether a folder holds anything but answers and scores, which a killed evaluation leaves."""
+    if not folder.exists():
+        return False
+    return not folder.is_dir() or any(
+        not path.name.startswith(("answers-", "benchmark-", ".")) for path in folder.iterdir()
+    )
+
+
+@functools.cache
+def model_identity(model: str) -> str:
+    """A hash of a local model's files, wherever the folder lies; the commit of a model on the Hub."""
+    folder = Path(model)
+    if folder.is_dir():
+        paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _MODEL_FILES]
+        held = [[path.name, files.sha256(path)] for path in paths]
+        return f"sha256:{hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()}"
+    from transformers import AutoConfig
+
+    return f"{model}@{AutoConfig.from_pretrained(model, trust_remote_code=False)._commit_hash}"
 
 
 def evaluation_kind(split: str) -> str:

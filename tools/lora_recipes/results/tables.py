@@ -4,7 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lora_recipes.results import intervals
+
 DIFFERENCE_NOTE = "Brackets hold 95 % intervals; * marks a paired difference whose interval excludes zero."
+TOO_FEW = f"With fewer than {intervals.LEAST} questions no difference is marked: they say little about the systems."
 
 
 def number(value: Any) -> str:
@@ -14,6 +17,11 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def note(rows: int) -> str:
+    """What stands below a table of so many questions."""
+    return DIFFERENCE_NOTE if rows >= intervals.LEAST else f"{DIFFERENCE_NOTE}\n{TOO_FEW}"
 
 
 def interval(value: Any) -> str:
@@ -26,6 +34,8 @@ def interval(value: Any) -> str:
 
 
 def excludes_zero(value: dict[str, Any]) -> bool:
+    if (value.get("n") or intervals.LEAST) < intervals.LEAST:
+        return False
     low, high = value.get("low"), value.get("high")
     return bool(value.get("excludes_zero", low is not None and high is not None and (low > 0 or high < 0)))
 

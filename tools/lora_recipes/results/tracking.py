@@ -51,7 +51,7 @@ def log(system: System, kind: str, metrics: dict[str, Any]) -> None:
     for metric, value in metrics.items():
         if isinstance(value, dict):
             flat |= {f"{kind}/{metric}": value["mean"]}
-            flat |= {f"{kind}/{metric}_{end}": value[end] for end in ("low", "high")}
+            flat |= {f"{kind}/{metric}_{end}": value[end] for end in ("low", "high") if value[end] is not None}
         else:
             flat[f"{kind}/{metric}"] = value
     try:

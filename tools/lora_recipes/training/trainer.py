@@ -10,7 +10,7 @@ from typing import Any
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import rows
 from lora_recipes.models import adapters, loading
-from lora_recipes.results import result_files, tracking
+from lora_recipes.results import result_files, systems, tracking
 from lora_recipes.support import files, processes
 from lora_recipes.training import (
     batches,
@@ -101,7 +101,8 @@ def train(run: RunFile, overwrite: bool = False) -> None:
             _train(run, trainer)
         if processes.is_main():
             adapters.require(run.output_dir, run)
-            result_files.update(run, "training", section(run, trainer, watch, train_rows, eval_rows))
+            trained = section(run, trainer, watch, train_rows, eval_rows)
+            systems.of_run(run, run.output_dir).record("training", trained)
             click.echo(f"adapter saved in {run.output_dir}", err=True)
 
 

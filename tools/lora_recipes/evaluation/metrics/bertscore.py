@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.data import questions
 from lora_recipes.evaluation.metrics import Answers
 from lora_recipes.models import bundled
+from lora_recipes.results import systems
 from lora_recipes.support import libraries
 
 import click
@@ -103,7 +103,7 @@ def load(model: str | None) -> Scorer:
     scorer._model.float()
     limit = _limit(scorer._tokenizer, config)
     scorer._tokenizer.model_max_length = limit  # absent, bert_score raises OverflowError
-    return Scorer(name, scorer, limit, questions.model_identity(source))
+    return Scorer(name, scorer, limit, systems.model_identity(source))
 
 
 def _layers(source: str, config: Any) -> int:

@@ -23,4 +23,6 @@ def score(answers: Answers) -> dict[str, list[float]]:
 
 def summary(answers: Answers, means: dict[str, dict[str, Any]]) -> dict[str, Any]:
     nats = means["cross_entropy"]
-    return {"perplexity": {key: value if key == "n" else math.exp(value) for key, value in nats.items()}}
+    return {
+        "perplexity": {key: value if key == "n" or value is None else math.exp(value) for key, value in nats.items()}
+    }
