@@ -193,9 +193,10 @@ def test_axolotl_with_bad_stdin_fails_in_one_sentence(text):
     [('{"question": "a", "anser": "b"}\n', "no column 'answer'"), ("", "cannot be read"), (None, "cannot be read")],
 )
 def test_axolotl_with_bad_data_on_stdin_fails_in_one_sentence_before_it_starts(tmp_path, monkeypatch, rows, words):
+    (tmp_path / "rows").mkdir()
     if rows is not None:
-        (tmp_path / "train.jsonl").write_text(rows)
-    settings = (f"datasets.0.path={tmp_path}", f"output_dir={tmp_path}/out")
+        (tmp_path / "rows" / "train.jsonl").write_text(rows)
+    settings = (f"datasets.0.path={tmp_path}/rows", f"output_dir={tmp_path}/out")
     from_stdin(monkeypatch, render.render("smollm2-african-history", "lora", settings))
     with pytest.raises(click.ClickException, match=rf"line \d+: datasets.0.* {words}"):
         command.read("-")

@@ -75,14 +75,16 @@ def mutations(base, count):
 @pytest.fixture
 def base(run_file, tmp_path, embedded_model, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a mutated path leads
+    rows = tmp_path / "rows"
+    rows.mkdir()
     for part in ("train", "validation", "test"):
-        (tmp_path / f"{part}.jsonl").write_text((json.dumps(ROW) + "\n") * 2)
+        (rows / f"{part}.jsonl").write_text((json.dumps(ROW) + "\n") * 2)
     text = render.render(
         "smollm2-african-history",
         "peft",
         (
-            f"datasets.0.path={tmp_path}",
-            f"test_datasets.0.path={tmp_path}",
+            f"datasets.0.path={rows}",
+            f"test_datasets.0.path={rows}",
             f"base_model={embedded_model}",
             f"output_dir={tmp_path}/outputs/r/v",
             "dataset_prepared_path=null",

@@ -28,10 +28,12 @@ TWO_STEPS = ("bf16=false", "micro_batch_size=2", "global_batch=4", "max_steps=2"
 @pytest.fixture
 def small(run_file, tiny, tmp_path):
     """A run file of two steps on the tiny model and few rows."""
+    (tmp_path / "rows").mkdir()
     for part in ("train", "validation"):
         lines = (ROOT / "data" / "african_history" / f"{part}.jsonl").read_text().splitlines()[:8]
-        (tmp_path / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
-    data = (f"datasets.0.path={tmp_path}", f"test_datasets.0.path={tmp_path}", "dataset_prepared_path=null")
+        (tmp_path / "rows" / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    rows = tmp_path / "rows"
+    data = (f"datasets.0.path={rows}", f"test_datasets.0.path={rows}", "dataset_prepared_path=null")
     return lambda variant="peft", *more: run_file(variant, f"base_model={tiny}", *TWO_STEPS, *data, *more)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,10 +95,12 @@ def train(libraries):
 
 @pytest.fixture
 def small(run_file, tmp_path, embedded_model):
+    rows = tmp_path / "rows"
+    rows.mkdir()
     for part in ("train", "validation"):
         lines = (ROOT / "data" / "african_history" / f"{part}.jsonl").read_text().splitlines()[:8]
-        (tmp_path / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
-    data = (f"datasets.0.path={tmp_path}", f"test_datasets.0.path={tmp_path}")
+        (rows / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    data = (f"datasets.0.path={rows}", f"test_datasets.0.path={rows}")
 
     def write(variant="peft", *more):
         return run_file(variant, *SMALL, *data, *more)
@@ -156,6 +159,26 @@ def test_two_processes_equal_one(small, train, variant, tmp_path, tiny):
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = tensors(first), tensors(runfile.load(two))
     assert max((a[name] - b[name]).abs().max().item() for name in a) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["peft", "peft+ds2"])
+def test_two_processes_go_on_as_two_and_not_as_one(small, train, variant, tmp_path, tiny):
+    steps = ("max_steps=2", "saves_per_epoch=null", "save_steps=1")
+    path = small(variant, f"base_model={tiny}", "gpus=2", f"output_dir={tmp_path}/out", *steps)
+    folder = runfile.load(path).output_dir
+    torchrun = [str(ROOT / ".venv" / "bin" / "torchrun"), "--nproc-per-node=2", str(ROOT / "tools" / "train.py")]
+    done = subprocess.run([*torchrun, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = tensors(runfile.load(path))
+    (folder / "adapter_model.safetensors").unlink()  # as a kill before the last step leaves it
+    shutil.rmtree(folder / "checkpoint-2")
+    one = train(path)
+    assert one.returncode == 1 and "is of a run with 2 processes, this one has 1" in one.stderr, one.stderr[-3000:]
+    done = subprocess.run([*torchrun, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0 and "going on from" in done.stderr, done.stderr[-3000:]
+    again = tensors(runfile.load(path))
+    assert max((whole[name] - again[name]).abs().max().item() for name in whole) <= 1e-6
 
 
 @pytest.mark.slow

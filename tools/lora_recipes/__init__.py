@@ -19,7 +19,7 @@ def _use_project_environment() -> None:
 
     Other programs that import this package keep their process and their Python.
     """
-    packages = ("click", "jinja2", "yaml", "torch", "transformers")
+    packages = ("click", "jinja2", "yaml", "torch", "transformers", "peft", "datasets")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if not missing or Path(sys.argv[0]).resolve().parent != ROOT / "tools":
         return

@@ -135,7 +135,7 @@ def _train(call: TrainCall) -> None:
         if result_files.finished(run):
             click.echo(f"{run.output_dir}: this run file was trained to its end; nothing to do.", err=True)
             return
-        prepared.remove_unfinished(run.path(run.config.get("dataset_prepared_path") or prepared.DEFAULT))
+        prepared.remove_unfinished(run.path(run.config.get(runfile.PREPARED) or runfile.DEFAULT_PREPARED))
         click.echo(f"run file kept as {run.name}", err=True)
         args = with_path(call.args, call.source, run.name)
         if call.launched or not _one_device():

@@ -28,6 +28,7 @@ class RunPlugin(BasePlugin):
             from lora_recipes.training import checkpoints
 
             checkpoints.set_aside_incomplete(_run_file(cfg))
+            checkpoints.require_as_many_processes(_run_file(cfg))
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
         """Axolotl seeds after the adapter is made, so that two runs of one file would differ."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_recipes import ROOT
 from lora_recipes.check.checked_run import CheckedRun
-from lora_recipes.config import keys, values
+from lora_recipes.config import inputs, keys, values
 from lora_recipes.data import builders
 
 import click
@@ -20,6 +20,7 @@ _FALLBACK = "tokenizer_default_fallback_"
 
 def check(checked: CheckedRun) -> None:
     """Local paths that lead nowhere, a broken DeepSpeed file, plugins and templates that do not exist."""
+    _output_dir(checked)
     _base_model(checked)
     _deepspeed_file(checked)
     _plugins(checked)
@@ -32,6 +33,22 @@ def check(checked: CheckedRun) -> None:
 
 def _there(checked: CheckedRun, value: str) -> bool:
     return os.path.exists(checked.given.path(value))  # False, not OSError, for a name that no path can have
+
+
+def _output_dir(checked: CheckedRun) -> None:
+    """An output folder in which the run's own inputs lie."""
+    named = checked.config.get("output_dir")
+    if not isinstance(named, str) or not named:
+        return
+    config = {**checked.config, **{key: checked.entries(key) for key in inputs.DATA}}
+    if held := inputs.in_the_way(config, checked.given.anchor):
+        checked.error(
+            "output-dir",
+            "output_dir",
+            f"{held[0]} reads {held[1]} there, which training would write into",
+            "a folder of its own for what is trained",
+            "name another folder",
+        )
 
 
 def _base_model(checked: CheckedRun) -> None:

@@ -65,11 +65,8 @@ def _asked(checked: CheckedRun, part: Part, row: dict[str, Any]) -> str | None:
         return rendered(checked, part, row, turns)
     except Exception as error:  # a template may raise anything about the turns that it is given
         words = f"the chat template refuses the prompt ({libraries.reason(error)})"
-        if part.format and not part.made_up:
-            fix = "leave out what the template does not take, or write a chat_template that takes it"
-            checked.error("prompt-parity", f"{part.key}.type", words, "a prompt that evaluation can ask", fix)
-        else:
-            checked.report.skip(f"{part.key} prompt parity", words)
+        fix = "leave out what the template does not take, or write a chat_template that takes it"
+        checked.error("prompt-parity", f"{part.key}.type", words, "a prompt that evaluation can ask", fix)
         return None
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.check.checked_run import CheckedRun
-from lora_recipes.config import keys
-from lora_recipes.data import prepared
+from lora_recipes.config import keys, runfile
 
 OLD_ATTENTION = (
     *("flash_attention", "sdp_attention", "xformers_attention", "flex_attention", "eager_attention", "sage_attention"),
@@ -56,7 +55,7 @@ def _packing(checked: CheckedRun) -> None:
 
 def _stale_cache(checked: CheckedRun) -> None:
     """Axolotl's cache of tokenized rows is found by path and settings; the content of local files does not count."""
-    name = checked.config.get("dataset_prepared_path") or prepared.DEFAULT
+    name = checked.config.get("dataset_prepared_path") or runfile.DEFAULT_PREPARED
     cache = checked.local(name)
     if cache is None or not cache.is_dir() or checked.config.get("skip_prepare_dataset") is True:
         return

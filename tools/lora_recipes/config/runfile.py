@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.config import keys, limits, scrubbing, values, yamlfile, yamlloader
+from lora_recipes.config import inputs, keys, limits, scrubbing, values, yamlfile, yamlloader
 from lora_recipes.config.typed import Typed
 from lora_recipes.support import files
 
@@ -24,6 +25,20 @@ KEPT = "run.yaml"
 
 BASE_NAME = re.compile(r"base(-[0-9a-f]{8})?")
 """Folders beside a run's outputs that hold what was measured of base models: a second has digits of its identity."""
+
+INPUTS = "inputs.json"
+"""Beside it: what the local files that it names held, by key."""
+
+PREPARED = "dataset_prepared_path"
+
+DEFAULT_PREPARED = "last_run_prepared"
+"""Where Axolotl 0.19 prepares rows without a dataset_prepared_path (common/const.py)."""
+
+TRAINED = ("checkpoint-*", "adapter_model.*")
+"""What a trainer leaves in its output folder."""
+
+_SOMEBODYS = (*TRAINED, "*.safetensors", "*.bin", "config.json")
+"""What makes a folder without a kept run file somebody's work."""
 
 NEEDED = ("base_model", "datasets", "output_dir")
 """The keys that every run file has to have."""
@@ -79,26 +94,38 @@ class RunFile(Typed):
     def keep(self, plugins: Sequence[str] = ()) -> Path:
         """Write the file beside its outputs, with absolute paths and more plugins.
 
-        Raises click.ClickException when the folder holds what another run file trained: Axolotl would resume from its
-        checkpoints and train something that neither file describes, or write over its adapter.
+        Raises click.ClickException when the folder holds what another run file trained, other rows or somebody else:
+        a trainer would resume from its checkpoints and train something that no file describes, or write over it.
         """
         config = values.absolute(self.config, self.anchor)
+        if digest := inputs.rows_digest(self.config, self.anchor):  # Axolotl's cache ignores the content of files
+            config[PREPARED] = str(Path(config.get(PREPARED) or self.anchor / DEFAULT_PREPARED) / digest)
         if plugins:
             config["plugins"] = [*self.plugins, *plugins]
         folder = Path(config["output_dir"])
         files.require_writable(folder)
-        path = folder / KEPT
-        trained = [*folder.glob("checkpoint-*"), *folder.glob("adapter_model.*")]
-        if path.exists() and trained and yaml.safe_load(files.read_text(path)) != config:
-            raise self.error(
-                "output_dir",
-                f"{folder} holds {trained[0].name} of another run file; train with --overwrite to replace it, or "
-                "--set output_dir to a new folder.",
-            )
+        found = inputs.digests(self.config, self.anchor)
+        patterns = TRAINED if (folder / KEPT).exists() else _SOMEBODYS
+        if trained := [path for pattern in patterns for path in sorted(folder.glob(pattern))]:
+            self._require_its_own(folder, trained[0].name, config, found)
         header = [line for line in self.text.splitlines() if line.startswith("#")][:8]
         body = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=10**9)
-        files.write_text(path, "\n".join([*header, "", body]) if header else body)
-        return path
+        files.write_text(folder / INPUTS, json.dumps(found, indent=1) + "\n")
+        files.write_text(folder / KEPT, "\n".join([*header, "", body]) if header else body)
+        return folder / KEPT
+
+    def _require_its_own(self, folder: Path, trained: str, config: dict[str, Any], found: dict[str, str]) -> None:
+        remedy = "train with --overwrite to replace it, or --set output_dir to a new folder."
+        if not (folder / KEPT).exists():
+            words = f"{folder} holds {trained}, which none of these tools trained (no {KEPT} lies beside it)"
+            raise self.error("output_dir", f"{words}; --set output_dir to a new folder.")
+        before = yaml.safe_load(files.read_text(folder / KEPT))
+        if {**before, PREPARED: None} != {**config, PREPARED: None}:
+            raise self.error("output_dir", f"{folder} holds {trained} of another run file; {remedy}")
+        known = files.read_json(folder / INPUTS) if (folder / INPUTS).exists() else found
+        for key in sorted({*known, *found}):
+            if known.get(key) != found.get(key):
+                raise self.error(key, f"its content is not what {trained} in {folder} was trained with; {remedy}")
 
 
 def load(source: str | Path) -> RunFile:
@@ -109,7 +136,11 @@ def load(source: str | Path) -> RunFile:
     """
     name, text = source_text(source)
     document = _parsed(name, text)
-    return RunFile(document, text, values.anchor_of(document.data))
+    run = RunFile(document, text, values.anchor_of(document.data))
+    if held := inputs.in_the_way(run.config, run.anchor):
+        key, path = held
+        raise run.error("output_dir", f"{key} reads {path} there, which training would write into; name a new folder.")
+    return run
 
 
 @functools.lru_cache(maxsize=16)

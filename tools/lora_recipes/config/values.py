@@ -103,15 +103,17 @@ def is_module(module: str, folder: Path) -> bool:
 
 
 def anchor_of(config: dict[str, Any]) -> Path:
-    """The folder of relative paths: the working directory, as for Axolotl, or this checkout where only it has them.
+    """The folder of relative paths: the working directory, as for Axolotl, or this checkout where only it has any.
 
-    So a rendered run file can be trained from elsewhere: `cd elsewhere && … | axolotl train -`.
+    A working directory that is another checkout keeps its own, also where they are missing. So a rendered run file can be trained from elsewhere: `cd elsewhere && … | axolotl train -`.
     """
     here = Path.cwd()
     inputs = _local_inputs(config)
     inside = [value for value in inputs if ".." not in Path(value).parts]  # what lies beside the checkout is not ours
-    elsewhere = [value for value in inside if not os.path.exists(value) and os.path.exists(ROOT / value)]
-    return ROOT if elsewhere else here
+    found = [value for value in inside if os.path.exists(value)]
+    elsewhere = [value for value in inside if os.path.exists(ROOT / value)]
+    in_another_checkout = here != ROOT and (here / "tools" / "lora_recipes").is_dir()
+    return ROOT if elsewhere and not found and not in_another_checkout else here
 
 
 def absolute(config: dict[str, Any], anchor: Path) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from lora_recipes.support import files
 
-DEFAULT = "last_run_prepared"
-"""Where Axolotl 0.19 prepares rows without a dataset_prepared_path (common/const.py)."""
 _LOCK = "datasets_prep.lock"
 """The lock of axolotl 0.19, utils/data/lock.py."""
 _NAME = re.compile("[0-9a-f]{32}")

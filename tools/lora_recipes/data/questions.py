@@ -9,7 +9,7 @@ from typing import Any
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.data import prompts, rows
 from lora_recipes.models import adapters
-from lora_recipes.support import files
+from lora_recipes.support import files, libraries
 
 _NOT_ASKED = ("output_dir", "adapter", "plugins", "deepspeed", "load_in_4bit", "bf16", "fp16", "attn_implementation")
 """Keys in which run files may differ, beside those of LoRA and PEFT, that ask the same questions in the same tokens."""
@@ -34,16 +34,14 @@ def load(run: RunFile, tokenizer: Any, split: str) -> tuple[list[Question], str]
     reference projects): the second value shows the first row in which the tokens differ.
     Raises click.ClickException for rows that cannot be read and a template that refuses the prompt.
     """
-    import jinja2
-
     found: list[Question] = []
     mismatch = ""
     for part, fmt in rows.load_parts(run, split):
         for row in part:
             try:
                 ids = prompts.asked_ids(tokenizer, fmt, row, run.chat_template_kwargs)
-            except jinja2.TemplateError as error:
-                words = f"the model's chat template refuses the prompt: {error}; change the prompt."
+            except Exception as error:  # a template may raise anything about the turns that it is given
+                words = f"the model's chat template refuses the prompt: {libraries.reason(error)}; change the prompt."
                 raise run.error("datasets.0.type", words) from None
             trained = prompts.prompt_ids(tokenizer, fmt.prompt(row))
             if ids != trained and not mismatch:

@@ -125,7 +125,10 @@ def opened(weights: Weights, dtype: Any, adapter: Path | None = None) -> Any:
 
     config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+        except ValueError:  # its attention is not among PyTorch's
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     weights.tied = dict(model.all_tied_weights_keys)
     modules = dict(model.named_modules())
     for name, module in modules.items():

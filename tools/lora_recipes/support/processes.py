@@ -150,6 +150,7 @@ def join(deepspeed: bool) -> None:
         return "gloo", DistributedType.MULTI_CPU
 
     PartialState._prepare_backend = gloo
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # else cpu:0, to which torch.load brings no optimizer back
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     if deepspeed:

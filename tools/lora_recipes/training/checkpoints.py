@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.config.runfile import KEPT, RunFile
+from lora_recipes.config.runfile import INPUTS, KEPT, RunFile
 from lora_recipes.models import adapters
 from lora_recipes.support import files, processes
 
@@ -32,6 +32,21 @@ def set_aside_incomplete(run: RunFile) -> None:
             click.echo(f"{checkpoint} is not whole ({fault}); it was set aside as {aside.name}.", err=True)
 
 
+def require_as_many_processes(run: RunFile) -> None:
+    """Raises click.ClickException when a checkpoint would be gone on from with another number of processes.
+
+    transformers skips as many batches as were trained, which are other rows then: some would be trained twice, others
+    never. Each process has left the state of its random numbers in the checkpoint.
+    """
+    checkpoint = run.config.get("resume_from_checkpoint") or newest(run)
+    before = len(list(run.path(checkpoint).glob("rng_state*.pth"))) if isinstance(checkpoint, str) else 0
+    if before not in (0, processes.world_size()):
+        raise click.ClickException(
+            f"{checkpoint} is of a run with {before} process{'es' * (before > 1)}, this one has "
+            f"{processes.world_size()}, which would train other rows; start as many, or train with --overwrite."
+        )
+
+
 def remove(run: RunFile) -> None:
     """Remove checkpoints, the adapter and the kept run file from a run file's output folder.
 
@@ -42,7 +57,7 @@ def remove(run: RunFile) -> None:
     with files.as_click_errors(folder):
         for checkpoint in [*_found(run), *folder.glob(f"{_ASIDE}checkpoint-*")]:
             shutil.rmtree(checkpoint)
-        for name in (*adapters.FILES, KEPT):
+        for name in (*adapters.FILES, INPUTS, KEPT):
             (folder / name).unlink(missing_ok=True)
 
 

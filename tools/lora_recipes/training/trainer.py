@@ -81,12 +81,14 @@ def train(run: RunFile, overwrite: bool = False) -> None:
             for part in ("train", "validation"):
                 rows.load_rows(run, part)
             checkpoints.remove(run)
+        if processes.is_main():
+            run.keep()
         if not overwrite and result_files.finished(run):
             click.echo(f"{run.output_dir}: this run file was trained to its end; nothing to do.", err=True)
             return
         if processes.is_main():
-            run.keep()
             checkpoints.set_aside_incomplete(run)
+            checkpoints.require_as_many_processes(run)
         watch = result_files.Stopwatch()
         memory.reuse()
         processes.join(deepspeed=bool(run.deepspeed))
