@@ -67,6 +67,7 @@ def main(
     chosen = evaluate.choose(runs, base, adapter)
     evaluations = evaluate.prepare(chosen, split, limit, max_new_tokens)
     scorer = bertscore.load(score_model)
+    scorer.require_known([question.reference for evaluation in evaluations for question in evaluation.questions])
     with answering.locked([evaluation.path for evaluation in evaluations]):
         evaluate.answer(evaluations, batch_size)
         click.echo(f"scoring with {scorer.description}", err=True)

@@ -62,3 +62,13 @@ def test_few_long_rows_are_a_warning_and_many_an_error(found):
     long = example([5, 6, 7], [8] * 20 + [END])
     assert found([long, *[WHOLE] * 19], "sequence_len=20") == [("warning", "cut-rows")]
     assert found([long, *[WHOLE] * 18], "sequence_len=20") == [("error", "cut-rows")]
+
+
+def test_a_row_longer_than_the_models_positions_is_an_error(found, embedded_model):
+    import json
+
+    positions = json.loads((embedded_model / "config.json").read_text())["max_position_embeddings"]
+    whole, long = example([5, 6, 7], [8] * (positions - 4) + [END]), example([5, 6, 7], [8] * positions + [END])
+    assert found([whole], "sequence_len=1000000") == []
+    assert found([long], f"sequence_len={positions}") == [("error", "cut-rows")]
+    assert found([long], "sequence_len=1000000") == [("error", "positions")]

@@ -222,3 +222,18 @@ def test_the_tools_are_sub_commands_of_axolotl_where_the_name_is_free():
     found = {point.name: point.load() for point in entry_points(group="axolotl.cli_commands")}
     assert {"render", "merge", "eval", "benchmark", "compare", "report"} <= set(found)
     assert all(isinstance(command, click.Command) for command in found.values())
+
+
+@pytest.mark.parametrize(
+    ("there", "anchored"),
+    [((), True), (("data/african_history",), False), (("tools/lora_recipes",), False)],
+    ids=["elsewhere", "with rows of its own", "another checkout"],
+)
+def test_paths_count_from_the_checkout_only_where_the_working_directory_has_none_of_them(
+    tmp_path, monkeypatch, there, anchored
+):
+    monkeypatch.chdir(tmp_path)
+    for name in there:
+        (tmp_path / name).mkdir(parents=True)
+    run = load(tmp_path, GOOD.replace("a/b", "data/african_history") + "deepspeed: deepspeed_configs/zero2.json\n")
+    assert run.anchor == (ROOT if anchored else tmp_path)

@@ -37,6 +37,18 @@ def test_a_variant_named_base_would_overwrite_the_base_model(tmp_path: Path, run
     assert_one_sentence(evaluate(path), "output_dir", "base is a base model's")
 
 
+@pytest.mark.parametrize("template", ["{{ 1 + 'a' }}", "{% if %}", "{{ raise_exception('no system turn') }}"])
+def test_a_chat_template_that_fails_is_one_sentence(trained: Callable[..., Path], template: str) -> None:
+    path = trained("lora", "chat_template=jinja", f"chat_template_jinja={json.dumps(template)}")
+    assert_one_sentence(evaluate(path, *FEW), "the model's chat template refuses the prompt")
+
+
+def test_a_question_longer_than_the_models_positions_is_one_sentence(
+    trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_one_sentence(evaluate(trained("lora"), "--max-new-tokens", "5000"), "positions", "--max-new-tokens (5000)")
+
+
 def test_questions_are_tokenized_once_for_systems_that_are_asked_alike(
     run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +61,7 @@ def test_questions_are_tokenized_once_for_systems_that_are_asked_alike(
     monkeypatch.setattr(questions, "adapter_identity", str)
     monkeypatch.setattr(systems, "model_identity", str)
     monkeypatch.setattr(adapters, "changes_base", lambda folder: False)
+    monkeypatch.setattr(evaluate, "_require_positions", lambda *_: None)
     runs = [runfile.load(run_file(name)) for name in ("lora", "peft", "qlora")]
     runs.append(runfile.load(run_file("dora", "chat_template=jinja", "chat_template_jinja=another")))
     chosen = [systems.of_base(runs[0], None), *(systems.of_run(run, run.output_dir) for run in runs)]
@@ -161,7 +174,7 @@ def test_the_section_holds_what_a_report_needs(trained: Callable[..., Path], tmp
         assert metrics[name]["n"] == 6
     assert set(metrics) == {
         *intervals,
-        *("empty_answers", "unfinished_answers", "cut_texts", "mean_answer_tokens"),
+        *("empty_answers", "unfinished_answers", "cut_texts", "unknown_tokens", "mean_answer_tokens"),
     }
     tokens = found["scores"]["reference_tokens"]
     nats = sum(line["reference_nats"] for line in answers) / sum(tokens)

@@ -194,6 +194,36 @@ def test_layers_that_lie_transposed_are_folded_as_they_lie(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "settings", "targets"),
+    [
+        ("Bloom", {"n_layer": 2, "n_head": 2}, ["query_key_value"]),
+        (
+            "GptOss",
+            {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+            | {"head_dim": 16, "intermediate_size": 32},
+            ["q_proj", "v_proj"],
+        ),
+    ],
+)
+def test_a_model_whose_attention_pytorch_does_not_have_is_verified_with_its_own(
+    originals: Path, setting: SimpleNamespace, family: str, settings: dict[str, Any], targets: list[str]
+) -> None:
+    import torch
+    import transformers
+
+    setting.base = setting.run.parent / family
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(WORDS), hidden_size=32, **settings)
+    getattr(transformers, f"{family}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(setting.base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(originals / "base" / name, setting.base)
+    write_adapter(setting.base, setting.adapter, target_modules=targets)
+    setting.run.write_text(RUN.format(base=setting.base, data=setting.data, output_dir=setting.adapter))
+    done = merge(setting.run)
+    assert done.exit_code == 0 and "KL(adapter, merged)" in done.stdout, done.output
+
+
+@pytest.mark.slow
 def test_a_trained_bias_is_added_to_the_bias(setting: SimpleNamespace) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -93,7 +93,7 @@ def test_to_overwrite_removes_what_was_trained_and_leaves_what_was_measured(run)
     for name in ("run.yaml", "adapter_model.safetensors", "adapter_config.json", "result.json", "answers-test.jsonl"):
         (run.output_dir / name).touch()
     checkpoints.remove(run)
-    assert sorted(path.name for path in run.output_dir.iterdir()) == ["answers-test.jsonl", "result.json"]
+    assert sorted(path.name for path in run.output_dir.iterdir()) == ["answers-test.jsonl", "result.json", "run.yaml"]
     checkpoints.remove(run)
 
 

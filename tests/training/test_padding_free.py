@@ -175,6 +175,12 @@ def test_rows_are_padded_when_the_attention_is_more_than_what_is_computed_here(r
     assert "rows are padded" in capsys.readouterr().err
 
 
+def test_rows_are_padded_when_the_attention_drops_out(run, capsys):
+    model = adapted("Granite", {"attention_dropout": 0.1})
+    assert not padding_free.use(run, model)
+    assert "dropout" in capsys.readouterr().err
+
+
 def rounding(share):
     """A model in bf16 whose logits are off by a share of themselves, in each shape another: as a deep model rounds."""
     model = adapted("Llama", {"initializer_range": 0.2}, torch.bfloat16)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-from lora_recipes.evaluation.metrics import bertscore
+from lora_recipes.evaluation.metrics import Answers, bertscore
 from lora_recipes.models import bundled
 
 import click
@@ -89,3 +89,26 @@ def test_a_folder_whose_tokenizer_names_no_limit_scores_as_the_embedded_model(
 def test_a_scoring_model_out_of_reach_is_one_sentence() -> None:
     with pytest.raises(click.ClickException, match="--score-model no/such: cannot be loaded; give"):
         bertscore.load("no/such")
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        (REFERENCE, True),
+        ("Москва столица России. مرحبا بالعالم", True),
+        ("የኢትዮጵያ ዋና ከተማ አዲስ አበባ ናት", False),
+        ("中华人民共和国的首都", False),
+        ("ประเทศไทย", False),
+    ],
+)
+def test_a_script_that_the_model_has_no_tokens_for_is_refused(scorer: bertscore.Scorer, text: str, known: bool) -> None:
+    if known:
+        assert scorer.require_known([text]) is None
+    else:
+        with pytest.raises(click.ClickException, match="no token for .*% of the references' tokens.*--score-model"):
+            scorer.require_known([text])
+
+
+def test_the_result_has_the_share_of_unknown_tokens(scorer: bertscore.Scorer) -> None:
+    answers = Answers(["ዋና", REFERENCE], [REFERENCE] * 2, [1.0, 1.0], [1, 1])
+    assert 0 < bertscore.summary(answers, {})["unknown_tokens"] < 0.05

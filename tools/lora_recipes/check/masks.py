@@ -152,6 +152,7 @@ def _judge(checked: CheckedRun, counts: Counts, end: int | None, spelled_out: bo
             f"{token} as the last trained token of every row",
             f'set special_tokens.eos_token: "{token}", or eot_tokens: ["{token}"] with type: chat_template',
         )  # fmt: skip
+    _positions(checked, counts)
     if counts.cut:
         share = counts.cut / rows
         done = "cut" if checked.config.get("excess_length_strategy") == "truncate" else "left out"
@@ -160,6 +161,18 @@ def _judge(checked: CheckedRun, counts: Counts, end: int | None, spelled_out: bo
             f"{counts.cut:,} of {rows:,} rows ({share:.1%}) are over {int(checked.number('sequence_len', 512)):,} "
             f"tokens and are {done}; the longest has {counts.longest:,}",
             f"at most {_MOST_CUT:.0%} of them", "raise sequence_len or shorten the rows",
+        )  # fmt: skip
+
+
+def _positions(checked: CheckedRun, counts: Counts) -> None:
+    """Rows longer than the model has positions: some models end there, others score noise."""
+    config = checked.model_config.get_text_config(decoder=True) if checked.model_config else None
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = min(counts.longest, int(checked.number("sequence_len", 512)))
+    if positions and longest > positions:
+        checked.error(
+            "positions", "sequence_len", f"rows of up to {longest:,} tokens, and the model has {positions:,} positions",
+            "no row longer than the model reads", f"write sequence_len: {positions}",
         )  # fmt: skip
 
 

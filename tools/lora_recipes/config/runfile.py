@@ -37,7 +37,7 @@ DEFAULT_PREPARED = "last_run_prepared"
 TRAINED = ("checkpoint-*", "adapter_model.*")
 """What a trainer leaves in its output folder."""
 
-_SOMEBODYS = (*TRAINED, "*.safetensors", "*.bin", "config.json")
+_SOMEBODYS = (*TRAINED, "model*.safetensors", "pytorch_model*.bin", "config.json")
 """What makes a folder without a kept run file somebody's work."""
 
 NEEDED = ("base_model", "datasets", "output_dir")

@@ -105,7 +105,8 @@ def is_module(module: str, folder: Path) -> bool:
 def anchor_of(config: dict[str, Any]) -> Path:
     """The folder of relative paths: the working directory, as for Axolotl, or this checkout where only it has any.
 
-    A working directory that is another checkout keeps its own, also where they are missing. So a rendered run file can be trained from elsewhere: `cd elsewhere && … | axolotl train -`.
+    A working directory that is another checkout keeps its own, also where they are missing. So a rendered run file
+    can be trained from elsewhere: `cd elsewhere && … | axolotl train -`.
     """
     here = Path.cwd()
     inputs = _local_inputs(config)

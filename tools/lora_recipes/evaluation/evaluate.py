@@ -1,5 +1,6 @@
 """An evaluation: what each system is asked, answered by systems that share a base on one loaded model."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,25 @@ def prepare(chosen: list[System], split: str, limit: int | None, max_new_tokens:
             tokenizer = loading.load_tokenizer(system.run)
             ends = questions.end_tokens(system.run, tokenizer)
             known[key] = Asked(tokenizer, *questions.load(system.run, tokenizer, split), ends)
+        _require_positions(system, known[key], limit, max_new_tokens)
         found.append(_evaluation(system, split, known[key], limit, max_new_tokens))
     return found
+
+
+def _require_positions(system: System, asked: Asked, limit: int | None, max_new_tokens: int) -> None:
+    """Raises click.ClickException for a question that with its answer is longer than the model has positions."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(system.run.model(), trust_remote_code=False).get_text_config(decoder=True)
+    positions = int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+    for one in asked.questions[:limit]:
+        length = len(one.prompt_ids) + max(max_new_tokens, len(one.reference_ids))
+        if length > positions:
+            raise system.run.error(
+                "base_model",
+                f"{system.run.base_model} has {positions:,} positions; row {one.row + 1} with its answer can take "
+                f"{length:,}: lower --max-new-tokens ({max_new_tokens}), or shorten the row.",
+            )
 
 
 def _evaluation(system: System, split: str, asked: Asked, limit: int | None, max_new_tokens: int) -> Evaluation:

@@ -128,7 +128,7 @@ def opened(weights: Weights, dtype: Any, adapter: Path | None = None) -> Any:
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
         except ValueError:  # its attention is not among PyTorch's
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
     weights.tied = dict(model.all_tied_weights_keys)
     modules = dict(model.named_modules())
     for name, module in modules.items():

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from lora_recipes.config.runfile import INPUTS, KEPT, RunFile
+from lora_recipes.config.runfile import RunFile
 from lora_recipes.models import adapters
 from lora_recipes.support import files, processes
 
@@ -48,16 +48,16 @@ def require_as_many_processes(run: RunFile) -> None:
 
 
 def remove(run: RunFile) -> None:
-    """Remove checkpoints, the adapter and the kept run file from a run file's output folder.
+    """Remove checkpoints and the adapter from a run file's output folder.
 
-    The kept run file goes last, so that what a kill leaves still belongs to it. Answers and results stay: they name
-    their adapter.
+    The kept run file stays until the next one is written over it, so that what a kill leaves still belongs to it.
+    Answers and results stay: they name their adapter.
     """
     folder = run.output_dir
     with files.as_click_errors(folder):
         for checkpoint in [*_found(run), *folder.glob(f"{_ASIDE}checkpoint-*")]:
             shutil.rmtree(checkpoint)
-        for name in (*adapters.FILES, INPUTS, KEPT):
+        for name in adapters.FILES:
             (folder / name).unlink(missing_ok=True)
 
 

@@ -143,13 +143,13 @@ def is_exact(model: Any) -> bool:
     end = [(word + 1) % words for word in row[-9:]]
     training = model.training
     with torch.no_grad():
-        base.train()
-        _logits(base, [row], Collator())  # dropout of the model's own attention is refused here
         model.eval()
         alone = base(input_ids=torch.tensor([row], device=base.device), use_cache=False).logits[0, -9:]
         limit = _limit(base, row, before, alone)
         row_attention.register()
         base.set_attn_implementation(row_attention.NAME)
+        _logits(model.train(), [row], Collator())  # raises where the model's own attention has dropout
+        model.eval()
         after, unmoved = (_logits(base, [first, row], Collator())[-9:] for first in (before, other))
         sharing = alone
         if base.device.type == "cpu":

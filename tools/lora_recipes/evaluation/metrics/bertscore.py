@@ -25,6 +25,10 @@ PUBLISHED = "roberta-large"
 """The model of most published BERTScore figures in English, and bert_score's default."""
 
 
+_MOST_UNKNOWN = 0.05
+"""Of the references' tokens; English with an emoji here and there has a thousandth."""
+
+
 @dataclass
 class Scorer:
     """A loaded BERTScore model (Zhang et al., BERTScore, 2020), without idf weights or baseline rescaling."""
@@ -67,6 +71,21 @@ class Scorer:
                     scores[name][place] = round(value, 6)
         return scores
 
+    def unknown_share(self, texts: list[str]) -> float:
+        """The share of the texts' tokens for which the model has no token: all of these look alike to it."""
+        tokenizer = self.bert_scorer._tokenizer
+        ids = [one for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] for one in row]
+        return sum(one == tokenizer.unk_token_id for one in ids) / max(1, len(ids))
+
+    def require_known(self, references: list[str]) -> None:
+        """Raises click.ClickException for a script that the model does not know: any two such texts would score 1."""
+        share = self.unknown_share(references)
+        if share > _MOST_UNKNOWN:
+            raise click.ClickException(
+                f"{self.name} has no token for {share:.0%} of the references' tokens, so its scores would mean "
+                "nothing; take one that knows their script, as --score-model xlm-roberta-large."
+            )
+
     def count_cut(self, texts: list[str]) -> int:
         """How many texts are longer than the model reads."""
         encoded = self.bert_scorer._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
@@ -78,7 +97,8 @@ def score(answers: Answers) -> dict[str, list[float]]:
 
 
 def summary(answers: Answers, means: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {"cut_texts": load(answers.score_model).count_cut([*answers.texts, *answers.references])}
+    scorer, texts = load(answers.score_model), [*answers.texts, *answers.references]
+    return {"cut_texts": scorer.count_cut(texts), "unknown_tokens": round(scorer.unknown_share(texts), 4)}
 
 
 @functools.cache
