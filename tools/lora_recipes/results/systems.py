@@ -77,10 +77,11 @@ class System:
     @property
     def model(self) -> str | None:
         """The identity of the base model that was measured, alone or under an adapter; None where no result has it."""
-        asked = (self.section("benchmark").get("inputs") or {}).values()
-        of_tasks = [task.get("model") for task in asked if isinstance(task, dict)]
-        settings = self.section("evaluation").get("settings") or {}
-        return next((one for one in (self.result.get("model"), settings.get("base_model"), *of_tasks) if one), None)
+        settings, tasks = self.section("evaluation").get("settings"), self.section("benchmark").get("inputs")
+        told = [self.result.get("model"), settings.get("base_model") if isinstance(settings, dict) else None]
+        of_tasks = tasks.values() if isinstance(tasks, dict) else ()
+        told += [task.get("model") for task in of_tasks if isinstance(task, dict)]
+        return next((one for one in told if isinstance(one, str) and one), None)
 
     @functools.cached_property
     def result(self) -> dict[str, Any]:
