@@ -1,5 +1,6 @@
 """Axolotl's prepared rows: what a kill cut off is removed, and nothing else."""
 
+from lora_recipes.config import runfile
 from lora_recipes.data import prepared
 
 from datasets import Dataset
@@ -32,5 +33,5 @@ def test_the_default_folder_the_lock_and_the_names_are_axolotl_s():
     from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
     from axolotl.utils.data import lock, md5
 
-    assert (DEFAULT_DATASET_PREPARED_PATH, lock.LOCK_FILE_NAME) == (prepared.DEFAULT, prepared._LOCK)
+    assert (DEFAULT_DATASET_PREPARED_PATH, lock.LOCK_FILE_NAME) == (runfile.DEFAULT_PREPARED, prepared._LOCK)
     assert prepared._NAME.fullmatch(str(md5("settings")))

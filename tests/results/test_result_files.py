@@ -4,7 +4,7 @@ import json
 import os
 
 from lora_recipes.config import runfile
-from lora_recipes.results import result_files
+from lora_recipes.results import result_files, systems
 
 import click
 import pytest
@@ -17,7 +17,7 @@ def test_what_was_measured_is_kept_where_the_result_file_cannot_be_read(run_file
     run = runfile.load(run_file("lora"))
     run.output_dir.mkdir(parents=True)
     (run.output_dir / "result.json").write_text(text)
-    path = result_files.update(run, "training", {"metrics": {"steps": 3}})
+    path = systems.of_run(run, run.output_dir).record("training", {"metrics": {"steps": 3}})
     assert json.loads(path.read_text())["training"] == {"metrics": {"steps": 3}}
     assert (run.output_dir / "result.json.unreadable").read_text() == text
     assert "result.json.unreadable now" in capsys.readouterr().err
@@ -27,7 +27,7 @@ def test_a_pipe_in_its_place_is_set_aside_too(run_file, capsys):
     run = runfile.load(run_file("lora"))
     run.output_dir.mkdir(parents=True)
     os.mkfifo(run.output_dir / "result.json")
-    assert result_files.update(run, "merge", {"metrics": {}}).is_file()
+    assert systems.of_run(run, run.output_dir).record("merge", {"metrics": {}}).is_file()
 
 
 def test_a_training_says_before_its_work_which_field_is_spoilt(run_file):

@@ -18,7 +18,7 @@ def local(config: dict[str, Any], anchor: Path) -> dict[str, Path]:
             several = entry.get("data_files")
             for place, value in enumerate(several if isinstance(several, list) else [several]):
                 named[f"{key}.{index}.data_files.{place}"] = value
-            named[f"{key}.{index}.path"] = entry.get("path")
+            named[f"{key}.{index}.path"] = None if several else entry.get("path")
     paths = {key: anchor / value for key, value in named.items() if isinstance(value, str) and value}
     return {key: path for key, path in paths.items() if _exists(path)}
 

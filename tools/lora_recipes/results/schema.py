@@ -151,6 +151,7 @@ class Result(_Read):
     __pydantic_extra__: dict[str, Section] = Field(init=False)
     recipe: Name
     variant: Name
+    model: str | None = None
     training: _Training = Field(default_factory=_Training)
 
 

@@ -109,4 +109,5 @@ def standard_streams() -> None:
             os.dup2(null, number)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
         elif number and hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+            with contextlib.suppress(OSError):  # a stream that cannot tell where it is
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
