@@ -153,6 +153,9 @@ def _become(request: list, streams: list[int]) -> None:
     args, cwd, environment = request
     if sys.platform.startswith("linux"):  # nothing goes on by itself when the tests are ended
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of sys/prctl.h
+    os.setpgid(0, 0)  # as a shell does: its Ctrl-C is for this program and what it starts
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the tests may run where they are ignored
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -163,6 +166,9 @@ def _become(request: list, streams: list[int]) -> None:
     for folder in environment.get("PYTHONPATH", "").split(os.pathsep):
         if os.path.isfile(hook := os.path.join(folder, "sitecustomize.py")):  # as every Python does at its start
             runpy.run_path(hook)
+    for name in ("lora_recipes.support.ctrl_c", "lora_recipes"):  # what they do to a program that imports them first
+        if name in sys.modules:
+            importlib.reload(sys.modules[name])
     code = 0
     try:
         runpy.run_path(args[0], run_name="__main__")

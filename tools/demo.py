@@ -2,6 +2,7 @@
 """The whole path on the embedded model and data: check, train, merge, evaluate, benchmark, compare, report."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ RECIPE = "smollm2-african-history"
 OUTPUTS = f"outputs/{RECIPE}"
 LOG = f"{OUTPUTS}/axolotl.log"
 SHOWN = (
-    r"sed -u -n -E 's/.*\r//; s/.*(step [0-9]+\/)/\1/; /^(step |run file|Error|Traceback|adapter|.*nothing to do)/p'"
+    r"sed -u -n -E 's/.*\r//; s/.*(step [0-9]+\/)/\1/; "
+    r"/^(step |run file|Error|Traceback|adapter|.*nothing to do|told to end)/p'"
 )
 """Of the hundreds of lines that Axolotl prints, those about the run, without progress bars; LOG gets all of them."""
 
@@ -48,9 +50,15 @@ def commands(options: str, lora: str, peft: str) -> list[tuple[str, str]]:
 
 def run(command: str) -> None:
     """Run a command as a shell would; each tool leaves out by itself what is done already."""
-    shown = f"{{ {command}; }} 2>&1 | tee -a {LOG} | {SHOWN}" if "axolotl" in command else command
+    # Ctrl-C is for the trainer, which then still says where its checkpoint is.
+    shown = f"{{ {command}; }} 2>&1 | (trap '' INT; tee -a {LOG} | {SHOWN})" if "axolotl" in command else command
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
-    if subprocess.run(["bash", "-o", "pipefail", "-c", shown], cwd=ROOT, env=environment).returncode:
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # what it runs ends by itself
+    status = subprocess.run(["bash", "-o", "pipefail", "-c", shown], cwd=ROOT, env=environment).returncode
+    signal.signal(signal.SIGINT, before)
+    if status in (130, -signal.SIGINT):
+        raise SystemExit(130)
+    if status:
         where = f", and all of it in {LOG}" if "axolotl" in command else ""
         raise click.ClickException(f"`{command}` failed: see above{where}; `make demo` goes on from here.")
 

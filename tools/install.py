@@ -4,13 +4,23 @@
 Standard library only, and any Python from 3.6 on can run it, so that an unsupported one can say what is missing.
 """
 
+import signal
+import sys
+
+if __name__ == "__main__":
+
+    def interrupted(*_: object) -> None:
+        sys.stderr.write("\nInterrupted; `make setup` starts anew.\n")
+        sys.exit(130)
+
+    signal.signal(signal.SIGINT, interrupted)
+
 import argparse
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted; `make setup` starts anew.")
+    main()

@@ -2,7 +2,7 @@
 """Train a run file with transformers' Trainer and PEFT; needs no Axolotl."""
 
 from lora_recipes.config import runfile
-from lora_recipes.support import libraries, processes, terminal
+from lora_recipes.support import libraries, processes, signals, terminal
 
 import click
 
@@ -19,6 +19,7 @@ def main(run: str, overwrite: bool) -> None:
     Example:
       tools/train.py recipes/smollm2-african-history/peft.yaml
     """
+    signals.begin()
     if run == "-" and processes.world_size() > 1:
         raise click.UsageError("of several processes only one can read stdin; save the run file and give its path.")
     loaded = runfile.load(run)

@@ -1,7 +1,6 @@
 """Run files are read strictly, and kept whole beside their outputs."""
 
 import io
-import os
 import sys
 from types import SimpleNamespace
 
@@ -9,7 +8,6 @@ from lora_recipes import ROOT
 from lora_recipes.axolotl import command
 from lora_recipes.config import runfile, yamlfile
 from lora_recipes.rendering import render
-from lora_recipes.support import files, processes
 
 import click
 import pytest
@@ -138,27 +136,6 @@ def test_overwrite_is_ours_and_not_given_on_to_axolotl():
     assert own and args == ["train", "-", "--", "--overwrite"]
     args = ["train", "-", "--", "--overwrite"]
     assert command.without_overwrite(args) == (False, args)
-
-
-def test_a_launcher_holds_the_folder_and_its_trainers_know_it(monkeypatch, tmp_path):
-    for name in (processes.LAUNCHER, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
-        monkeypatch.setenv(name, "restored after the test")
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(sys, "argv", ["axolotl"])
-    monkeypatch.setattr(command, "_axolotl_quietly", lambda: None)
-    with files.locked(tmp_path / "out") as claim:
-        command._launch(["train", "run.yaml", "--launcher", "torchrun"], claim)
-        assert os.get_inheritable(claim)  # what replaces this process has it open
-    assert os.environ[processes.LAUNCHER] == str(os.getpid())
-    assert os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "120"
-
-
-def test_accelerate_s_launcher_adds_no_traceback():
-    assert command.quietly(["train", "a"]) == ["train", "a", "--", "--quiet"]
-    assert command.quietly(["train", "a", "--", "-x"]) == ["train", "a", "--", "--quiet", "-x"]
-    for launcher in (["--launcher", "torchrun"], ["--launcher=python"]):
-        args = ["train", "a", *launcher, "--", "-x"]
-        assert command.quietly(args) == args
 
 
 def test_the_kept_run_file_names_the_plugin_that_makes_a_run_survive(tmp_path):

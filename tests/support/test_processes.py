@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-from lora_recipes import ROOT
 from lora_recipes.support import processes
 
 import click
@@ -63,41 +62,3 @@ def test_deepspeed_is_built_with_the_environments_own_ninja(monkeypatch):
     processes.use_own_programs()
     processes.use_own_programs()
     assert os.environ["PATH"] == f"{os.path.dirname(sys.executable)}{os.pathsep}/usr/bin"
-
-
-LAUNCHER = """
-import subprocess, sys, time
-sys.path.insert(0, {tools!r})
-trainer = "import signal, sys, time\\nsys.path.insert(0, {tools!r})\\n" \
-    "from lora_recipes.support import processes\\n" \
-    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved', flush=True)))\\n" \
-    "processes.end_with_launcher()\\nprint('ready', flush=True)\\ntime.sleep(60)"
-subprocess.run([sys.executable, "-c", trainer], start_new_session=True)  # as torchrun starts them
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal is Linux's")
-@pytest.mark.parametrize("mark", [{"TORCHELASTIC_RUN_ID": "x"}, {processes.LAUNCHER: "7"}, {"WORLD_SIZE": "2"}])
-def test_a_trainer_is_told_when_its_launcher_was_killed(mark):
-    code = LAUNCHER.format(tools=str(ROOT / "tools"))
-    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | mark)
-    assert launcher.stdout.readline() == "ready\n"
-    launcher.kill()
-    assert launcher.stdout.read() == "saved\n"
-    launcher.wait()
-
-
-def test_without_a_launcher_a_training_outlives_its_shell(monkeypatch):
-    monkeypatch.setattr(processes.ctypes, "CDLL", lambda _: pytest.fail("no launcher is there to end with"))
-    processes.end_with_launcher()
-
-
-@pytest.mark.parametrize(("environment", "own"), [({"TORCHELASTIC_RUN_ID": "x"}, True), ({}, False)])
-def test_under_torchrun_a_signal_to_the_trainer_s_group_spares_its_loaders(environment, own):
-    code = (
-        "import os; from lora_recipes.support import processes; processes.keep_loaders(); processes.keep_loaders()\n"
-        "if os.fork() == 0: print(os.getpgrp() == os.getpid(), flush=True); os._exit(0)\n"
-        "os.wait()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
-    assert done.stdout == f"{own}\n", done.stderr

@@ -6,6 +6,7 @@ import signal
 from types import SimpleNamespace
 
 from lora_recipes.config import runfile
+from lora_recipes.support import signals, streams
 from lora_recipes.training import checkpoints
 
 import pytest
@@ -104,32 +105,60 @@ def test_nothing_is_resumed_unless_the_run_file_says_so(run_file):
     assert checkpoints.newest(run) is None
 
 
-def told(callback, step=2, last=4):
-    """A step at which SIGTERM arrives; gives the control that the trainer then acts on."""
+@pytest.fixture(autouse=True)
+def handlers():
+    """Those of the tests are there again afterwards."""
+    before = {number: signal.getsignal(number) for number in signals.ENDING}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def told(callback, number=signal.SIGTERM, step=2, last=4):
+    """A step at which a signal arrives; gives the control that the trainer then acts on."""
     args = SimpleNamespace(device="cpu", output_dir="out", eval_on_start=True)
     state = SimpleNamespace(global_step=0, max_steps=last, is_world_process_zero=True)
     control = SimpleNamespace(should_save=False, should_training_stop=False)
     callback.on_train_begin(args, state, control)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
     state.global_step = step
     callback.on_step_end(args, state, control)
     return args, state, control
 
 
-def test_sigterm_saves_after_the_step_and_ends_the_process(capsys):
-    before, callback = signal.getsignal(signal.SIGTERM), checkpoints.CheckpointOnSigterm()
-    args, state, control = told(callback)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_after_the_step_and_ends_the_process(number, status, capfd):
+    callback = checkpoints.CheckpointOnSignal()
+    args, state, control = told(callback, number)
     assert control.should_save and control.should_training_stop
     with pytest.raises(SystemExit) as ended:
         callback.on_train_end(args, state, control)
-    assert ended.value.code == 143 and "checkpoint-2 is saved in out" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == before
+    streams.restore()
+    assert ended.value.code == status and "checkpoint-2 is saved in out" in capfd.readouterr().err
 
 
-def test_sigterm_in_the_last_step_lets_the_run_end(capsys):
-    callback = checkpoints.CheckpointOnSigterm()
+def test_a_signal_in_the_last_step_lets_the_run_end_and_the_handlers_are_as_before(capfd):
+    callback = checkpoints.CheckpointOnSignal()
     callback.on_train_end(*told(callback, step=4))
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
+    assert {signal.getsignal(number) for number in signals.ENDING} == {signal.SIG_DFL}
+
+
+def test_a_step_that_fails_after_a_signal_is_one_sentence(capfd):
+    def train():
+        told(callback)
+        raise RuntimeError("DataLoader worker is killed by signal: Killed.")
+
+    trainer = SimpleNamespace(train=train, add_callback=lambda _: None)
+    callback = checkpoints.CheckpointOnSignal()
+    checkpoints.make_interruptible(trainer)
+    with pytest.raises(SystemExit) as ended:
+        trainer.train()
+    streams.restore()
+    said = capfd.readouterr().err
+    assert ended.value.code == 143 and said.startswith("told to end, and the step failed (DataLoader worker is killed")
 
 
 def test_a_checkpoint_of_the_last_step_is_not_trained_further():
@@ -144,8 +173,7 @@ def test_a_checkpoint_of_the_last_step_is_not_trained_further():
     checkpoints.make_interruptible(trainer)
     trainer.train()
     assert taken == []
-    state.global_step, trainer.callback._before = 3, signal.getsignal(signal.SIGTERM)
+    state.global_step = 3
     args = SimpleNamespace(eval_on_start=True)
     trainer.callback.on_train_begin(args, state, None)
-    signal.signal(signal.SIGTERM, trainer.callback._before)
     assert not args.eval_on_start  # made before the run was interrupted

@@ -1,8 +1,17 @@
 """What the tools share. Imported first by one of the project's scripts, it makes sure that .venv is in use."""
 
-import importlib.util
 import os
+import signal
 import sys
+
+if os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.dirname(os.path.realpath(__file__))) or (
+    os.path.basename(sys.argv[0]) == "axolotl"
+):  # the program is a script of the project; what it imports takes a tenth of a second
+    from lora_recipes.support import ctrl_c
+
+    signal.signal(signal.SIGINT, ctrl_c.abort)
+
+import importlib.util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]

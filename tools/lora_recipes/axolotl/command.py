@@ -12,17 +12,15 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from lora_recipes.axolotl import launcher
 from lora_recipes.config import keys, runfile
 from lora_recipes.data import builders, prepared, rows
 from lora_recipes.results import result_files
-from lora_recipes.support import processes, terminal
+from lora_recipes.support import processes, signals, terminal
 
 import click
 
 _PLUGIN = "lora_recipes.plugin.RunPlugin"
-
-_GRACE = 120
-"""Seconds between a launcher's SIGTERM and SIGKILL: for a step, a due evaluation and a checkpoint."""
 
 
 def main() -> None:
@@ -30,6 +28,8 @@ def main() -> None:
     terminal.standard_streams()
     processes.use_own_programs()
     args = sys.argv[1:]
+    if args[:1] == ["train"]:
+        signals.begin()
     try:
         if call := train_call(args):
             return _train(call)
@@ -74,8 +74,8 @@ def train_call(args: list[str]) -> TrainCall | None:
     source = given.pop("config", None)
     if source not in _own(args) or {"sweep", "cloud", "use_ray"} & set(given):
         return None
-    launcher = given.pop("launcher", "accelerate" if more or "num_processes" in given else None)
-    return TrainCall(args, str(source), given, overwrite, launcher not in (None, "python"))
+    chosen = given.pop("launcher", "accelerate" if more or "num_processes" in given else None)
+    return TrainCall(args, str(source), given, overwrite, chosen not in (None, "python"))
 
 
 def read(source: str, settings: dict[str, Any] | None = None) -> runfile.RunFile:
@@ -108,14 +108,6 @@ def without_overwrite(args: list[str]) -> tuple[bool, list[str]]:
     return "--overwrite" in own, [*(arg for arg in own if arg != "--overwrite"), *args[len(own) :]]
 
 
-def quietly(args: list[str]) -> list[str]:
-    """The arguments with `--quiet` for accelerate's launcher: the trainer has said why it failed."""
-    at = len(_own(args))
-    if {"torchrun", "python", "--launcher=torchrun", "--launcher=python"} & set(args[:at]):
-        return args
-    return [*args[:at], "--", "--quiet", *args[at + 1 :]]
-
-
 def plugins(run: runfile.RunFile) -> tuple[str, ...]:
     """The plugins that the kept run file gets in addition."""
     ours = (_PLUGIN, "lora_recipes.plugin.CpuPlugin")
@@ -139,25 +131,14 @@ def _train(call: TrainCall) -> None:
         click.echo(f"run file kept as {run.name}", err=True)
         args = with_path(call.args, call.source, run.name)
         if call.launched or not _one_device():
-            return _launch(args, claim)
+            sys.argv[1:] = args
+            os.execvpe = launcher.run  # type: ignore[assignment]  # Axolotl would let a launcher replace this process
+            return _axolotl_quietly()
         # In this very process. Its data loaders outlive it by seconds: they do not hold the claim.
         held = [claim]  # emptied in a child: what it forks in turn has nothing to close
         os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
         sys.argv[1:] = [args[0], "--launcher", "python", *args[1:]]
         return _axolotl_quietly()
-
-
-def _launch(args: list[str], claim: int) -> None:
-    """Let Axolotl replace this process by a launcher, which holds the claim and passes SIGTERM on to its trainers.
-
-    A launcher that is killed cannot: each trainer is told by the kernel (processes.end_with_launcher).
-    """
-    os.set_inheritable(claim, True)
-    os.environ[processes.LAUNCHER] = str(os.getpid())  # which exec keeps
-    # torchrun kills its processes 30 s after it was told to end, checkpoint or not, unless told otherwise.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE))
-    sys.argv[1:] = quietly(args)
-    return _axolotl_quietly()
 
 
 def _one_device() -> bool:
@@ -175,7 +156,7 @@ def _axolotl_quietly() -> None:
     try:
         axolotl_main()
     except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode if error.returncode >= 0 else 128 - error.returncode)
+        sys.exit(launcher.status(error.returncode))
 
 
 def _require_readable(run: runfile.RunFile) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_recipes.config import runfile
 from lora_recipes.results import result_files, systems
-from lora_recipes.support import files, processes, terminal
+from lora_recipes.support import files, processes, signals, terminal
 from lora_recipes.training import settings
 
 import click
@@ -17,12 +17,13 @@ _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embeddi
 class RunPlugin(BasePlugin):
     """What makes a run repeatable, resumable and recorded; `axolotl train` adds it to every run file.
 
-    A seed that covers the adapter, a checkpoint on SIGTERM, errors as sentences, step lines, the check of the saved
-    adapter, and result.json.
+    A seed that covers the adapter, a checkpoint before a signal ends it, errors as sentences, step lines, the check of
+    the saved adapter, and result.json.
     """
 
     def register(self, cfg: Any) -> None:
-        processes.end_with_launcher()
+        if signals.launched():
+            signals.begin()
         _say_errors_in_a_sentence()
         if processes.is_main():
             from lora_recipes.training import checkpoints
@@ -44,6 +45,9 @@ class RunPlugin(BasePlugin):
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         from lora_recipes.training import checkpoints, memory
 
+        import axolotl.train
+
+        axolotl.train.setup_signal_handler = lambda *_: None  # it saves what is not trained and exits with 0
         processes.one_device(trainer)
         checkpoints.make_interruptible(trainer)
         trainer.train = processes.enough_memory(memory.for_training(_run_file(cfg)))(trainer.train)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes import ROOT
-from lora_recipes.support import locks
+from lora_recipes.support import ctrl_c, locks
 
 import click
 
@@ -99,7 +99,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}{_UNFINISHED}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with as_click_errors(target):
+        with ctrl_c.unwinding(), as_click_errors(target):
             temporary.mkdir(parents=True)
             yield temporary
             if target.exists():

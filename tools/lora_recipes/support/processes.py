@@ -5,11 +5,9 @@ CPU and counts one process, DeepSpeed asks for NCCL, and each of two processes t
 """
 
 import contextlib
-import ctypes
 import functools
 import os
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -20,15 +18,6 @@ import click
 
 _CPU_PLUGIN = "lora_recipes.plugin.CpuPlugin"
 """A run file that names it is meant for a CPU."""
-
-LAUNCHER = "LORA_RECIPES_LAUNCHER"
-"""The launcher's process, in the environment of those that it starts: accelerate's leaves no mark of its own."""
-
-_ELASTIC = "TORCHELASTIC_RUN_ID"
-"""In the environment of processes that torchrun starts."""
-
-_PARENT_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of Linux's sys/prctl.h."""
 
 _EXHAUSTED = ("out of memory", "can't allocate memory")
 """In the words of torch's errors for a GPU, for a library's call on it, and for a CPU."""
@@ -138,7 +127,6 @@ def join(deepspeed: bool) -> None:
     if deepspeed:
         use_own_programs()  # two versions of ninja would each rebuild what the other has built, for minutes
         _say_builds_under_way()
-    end_with_launcher()
     if deepspeed and world_size() == 1:
         _set_rendezvous_of_one()
     if not on_cpu() or (world_size() == 1 and not deepspeed):
@@ -155,33 +143,6 @@ def join(deepspeed: bool) -> None:
         torch.distributed.init_process_group("gloo")
     if deepspeed:
         _gather_without_gradient()
-
-
-def launched() -> bool:
-    """Whether a launcher has started this process."""
-    return world_size() > 1 or bool({_ELASTIC, LAUNCHER} & set(os.environ))
-
-
-@functools.cache
-def keep_loaders() -> None:
-    """Give processes that are forked from now on a group each: torchrun sends SIGTERM to its trainers' whole groups.
-
-    A trainer that saves a checkpoint then still needs its data loaders.
-    """
-    if launched():
-        os.register_at_fork(after_in_child=os.setpgrp)
-
-
-def end_with_launcher() -> None:
-    """Get SIGTERM when the launcher that started this process is gone: torchrun, when killed, leaves its processes.
-
-    Does nothing without a launcher, and elsewhere than on Linux.
-    """
-    if not sys.platform.startswith("linux") or not launched():
-        return
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() == 1 != int(os.environ.get(LAUNCHER, "1")):  # it was gone before that
-        sys.exit(128 + signal.SIGTERM)
 
 
 def use_own_programs() -> None:

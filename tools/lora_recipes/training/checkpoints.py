@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' Trainer: which of them are complete, and one more on SIGTERM."""
+"""Checkpoints of transformers' Trainer: which of them are complete, and one more before a signal ends the training."""
 
 import json
 import re
@@ -7,11 +7,11 @@ import signal
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lora_recipes.config.runfile import RunFile
 from lora_recipes.models import adapters
-from lora_recipes.support import files, processes
+from lora_recipes.support import files, libraries, processes, signals, streams
 
 import click
 from safetensors import SafetensorError, safe_open
@@ -107,49 +107,51 @@ class _Trained(Exception):
     """The checkpoint that training resumes from is of the last step."""
 
 
-class CheckpointOnSigterm(TrainerCallback):
-    """On SIGTERM, save a checkpoint after the current step and exit with status 143.
+class CheckpointOnSignal(TrainerCallback):
+    """On SIGINT, SIGTERM and SIGHUP, save a checkpoint after the current step and exit with status 128 + the number.
 
     All processes of a run stop after the same step, whichever of them got the signal. An evaluation that is due after
     that step still takes place: the resumed run would leave it out.
     """
 
     def __init__(self) -> None:
-        self.signalled = False
-        self._before: Any = None
+        self.number = 0
+        """Of the signal that any process of the run got; 0 before."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             raise _Trained
         if state.global_step:
             args.eval_on_start = False  # the interrupted run has done it
-        processes.keep_loaders()
-        self._before = signal.signal(signal.SIGTERM, self._tell)
-
-    def _tell(self, *_: Any) -> None:
-        self.signalled = True
+        signals.wait_for_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.signalled = _any(self.signalled, args.device)
-        if self.signalled:
+        self.number = _largest(signals.told(), args.device)
+        if self.number:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-        if self.signalled and state.global_step < state.max_steps:
+        if self.number and state.global_step < state.max_steps:
             if state.is_world_process_zero:
-                click.echo(
+                streams.say(
                     f"told to end: checkpoint-{state.global_step} is saved in {args.output_dir}; "
-                    "the same command goes on from there, with auto_resume_from_checkpoints in the run file.",
-                    err=True,
+                    "the same command goes on from there, with auto_resume_from_checkpoints in the run file."
                 )
-            sys.exit(128 + signal.SIGTERM)
+            _leave(self.number)
+        signals.step_is_over()
+
+
+def _leave(number: int) -> NoReturn:
+    """Exit as the signal says. Another one ends that at once; under a launcher, which kills what it waits for, none."""
+    signals.handle(signal.SIG_IGN if signals.launched() else lambda *_: signals.end(number, ""))
+    sys.exit(128 + number)
 
 
 def make_interruptible(trainer: Any) -> None:
     """Add the callback to a trainer, and let it end at once where it resumes from the last step.
 
-    transformers would train one step more before it looks whether it is at the end.
+    transformers would train one step more before it looks whether it is at the end. A step that fails after a signal,
+    as when another process of the run is gone already, is said in one sentence.
     """
     train = trainer.train
 
@@ -158,17 +160,24 @@ def make_interruptible(trainer: Any) -> None:
             return train(*args, **kwargs)
         except _Trained:
             return None
+        except Exception as error:
+            if not signals.told() or isinstance(error, click.ClickException):
+                raise
+            why = libraries.reason(error)
+            if processes.is_main():
+                streams.say(f"told to end, and the step failed ({why}); {signals.AGAIN}")
+            _leave(signals.told())
 
     trainer.train = to_the_end
-    trainer.add_callback(CheckpointOnSigterm())
+    trainer.add_callback(CheckpointOnSignal())
 
 
-def _any(signalled: bool, device: Any) -> bool:
-    """Whether any process of the run got the signal."""
+def _largest(number: int, device: Any) -> int:
+    """Of the numbers that the processes of the run have."""
     import torch
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return signalled
-    flag = torch.tensor(int(signalled), device=device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag)
+        return number
+    found = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return int(found)
