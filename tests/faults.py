@@ -2,7 +2,7 @@
 
 A hook of Python's audit events counts what a process opens for writing, renames, removes and makes below one
 folder, and sends the process a signal at the n-th. So every named step of a tool is hit, not only where a test
-happens to look; a timer hits what happens between them, in libraries that write past Python.
+happens to look; a timer hits the whole process group in what happens between them, in libraries that write past Python.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import Any
 from lora_recipes import ROOT
 
 import forking
+import psutil
 import pytest
 from merges import ROWS, write_base
 
@@ -157,8 +158,9 @@ class Harness:
         if after:
             time.sleep(after)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+                os.killpg(process.pid, number)  # with all that it has forked, as a terminal and a scheduler do
         done = process.wait()
+        assert nobody_works_in(folder)
         changed = log.read_text().splitlines() if log.exists() else []
         return done.returncode, done.stdout + done.stderr, changed
 
@@ -185,6 +187,16 @@ class Harness:
         again, words, _ = self.run(command, folder)
         assert again == 0, words
         return Ended(int(code != 0), folder, said + words)
+
+
+def nobody_works_in(folder: Path, seconds: float = 10) -> bool:
+    """Whether every process whose working directory is the folder is gone in time."""
+    deadline = time.monotonic() + seconds
+    while there := [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(folder)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return not there
 
 
 AXOLOTL = str(BIN / "axolotl")

@@ -53,7 +53,7 @@ def plan(events, seconds, count):
     """Where and how to hit: every third fault at some moment, the others spread over the changes of files."""
     places = [int(1 + n * len(events) / count) for n in range(count)]
     for number, place in enumerate(places):
-        kind = (signal.SIGKILL, signal.SIGTERM)[number % 2]
+        kind = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[number % 4]
         timed = number % 3 == 2
         yield {"after": random.uniform(0.2, 0.9) * seconds, "number": kind} if timed else {"at": place, "number": kind}
 
