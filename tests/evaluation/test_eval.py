@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_recipes.config import runfile
 from lora_recipes.data import questions
-from lora_recipes.models import adapters, loading
+from lora_recipes.models import adapter_settings, loading
 from lora_recipes.results import systems
 
 import pytest
@@ -60,7 +60,7 @@ def test_questions_are_tokenized_once_for_systems_that_are_asked_alike(
     monkeypatch.setattr(questions, "end_tokens", lambda run, tokenizer: [2])
     monkeypatch.setattr(questions, "adapter_identity", str)
     monkeypatch.setattr(systems, "model_identity", str)
-    monkeypatch.setattr(adapters, "changes_base", lambda folder: False)
+    monkeypatch.setattr(adapter_settings, "changes_base", lambda folder: False)
     monkeypatch.setattr(evaluate, "_require_positions", lambda *_: None)
     runs = [runfile.load(run_file(name)) for name in ("lora", "peft", "qlora")]
     runs.append(runfile.load(run_file("dora", "chat_template=jinja", "chat_template_jinja=another")))

@@ -173,6 +173,13 @@ def test_a_run_file_that_changed_since_the_training_is_noticed(saved, run_file, 
         adapters.require(saved.output_dir, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_weights_of_another_kind_of_number_are_refused(saved, dtype):
+    change(saved, put("lora_A", lambda tensor: tensor.to(dtype)))
+    with pytest.raises(click.ClickException, match="LoRA's weights are of 16 or 32 bits"):
+        adapters.require(saved.output_dir, saved)
+
+
 def test_a_pickled_adapter_is_refused_unread(saved):
     class Payload:
         def __reduce__(self):

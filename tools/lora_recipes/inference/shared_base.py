@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.inference import grouped_query
-from lora_recipes.models import adapters, loading
+from lora_recipes.models import adapter_settings, loading
 from lora_recipes.results.systems import System
 
 
@@ -27,7 +27,7 @@ class Loaded:
 
 def loaded(system: System) -> Loaded:
     run = system.run
-    own = system.adapter if system.adapter and adapters.changes_base(system.adapter) else None
+    own = system.adapter if system.adapter and adapter_settings.changes_base(system.adapter) else None
     return Loaded(run.model(), run.dtype_name, system.adapter is not None and run.four_bit, run.attention, own)
 
 

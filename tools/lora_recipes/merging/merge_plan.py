@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
-from lora_recipes.models import adapters, loading, shards
+from lora_recipes.models import adapter_settings, adapters, loading, shards
 from lora_recipes.models.shards import Stored
 from lora_recipes.support import files
 
@@ -106,7 +106,7 @@ def quantized_weights(run: RunFile) -> frozenset[str]:
 def _require_plain(adapter: Path) -> None:
     config = files.read_json(adapter / adapters.FILES[1])
     strange = [key for key in _FORBIDDEN if config.get(key)]
-    if config.get("init_lora_weights", True) not in adapters.BESIDE_THE_BASE:
+    if config.get("init_lora_weights", True) not in adapter_settings.BESIDE_THE_BASE:
         strange.insert(0, "init_lora_weights")
     if strange:
         raise click.ClickException(

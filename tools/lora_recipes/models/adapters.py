@@ -1,23 +1,19 @@
 """Adapters on disk: whole, with all that PEFT expects of them, and of the base model that a run file names."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from lora_recipes.config.runfile import RunFile
-from lora_recipes.models import loading
+from lora_recipes.models import adapter_settings, loading
 from lora_recipes.support import libraries
 
 import click
 
-FILES = ("adapter_model.safetensors", "adapter_config.json")
+FILES = ("adapter_model.safetensors", adapter_settings.NAME)
 
 NAME = "default"
 """PEFT's name for the adapter of a model that has one."""
-
-BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
-"""Initialisations of LoRA that leave the base's weights alone; all others (PiSSA, OLoRA, LoftQ, …) change them."""
 
 _WRAPPERS = {
     "_orig_mod.": "torch.compile",
@@ -46,7 +42,7 @@ def require(folder: Path, run: RunFile) -> Any:
             raise click.ClickException(
                 f"{folder} holds no adapter ({path.name} is missing); train first, or give --adapter."
             )
-    config = _settings(settings)
+    config = adapter_settings.read(settings)
     tensors = tensors_of(folder)
     _require_base(folder, config, run)
     try:
@@ -56,18 +52,6 @@ def require(folder: Path, run: RunFile) -> Any:
     model = attach(base, folder, tensors)
     _require_rank(folder, config, run)
     return model
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise click.ClickException(
-            f"{path}: not valid JSON; the file is damaged: restore it, from a checkpoint-* folder for example."
-        ) from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise click.ClickException(f"{path}: not of a LoRA adapter; take one that PEFT saved.")
-    return config
 
 
 def _require_base(folder: Path, config: dict[str, Any], run: RunFile) -> None:
@@ -88,17 +72,6 @@ def _require_rank(folder: Path, config: dict[str, Any], run: RunFile) -> None:
         )
 
 
-def changes_base(folder: Path) -> bool:
-    """Whether a saved adapter changes weights of its base, which stay changed while it is switched off."""
-    config = _settings(folder / FILES[1])
-    trains_biases = config.get("bias", "none") != "none"
-    return (
-        config.get("init_lora_weights", True) not in BESIDE_THE_BASE
-        or trains_biases
-        or bool(config.get("layer_replication"))
-    )
-
-
 def tensors_of(folder: Path) -> dict[str, Any]:
     """The tensors by name. Raises for a file that is cut off, empty, not finite, or that changes nothing."""
     import torch
@@ -117,6 +90,11 @@ def tensors_of(folder: Path) -> dict[str, Any]:
             f"{path}: empty: it holds no LoRA weights; take those of a checkpoint-* folder, or train again."
         )
     for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise click.ClickException(
+                f"{path}: {name} is of {dtype}, and LoRA's weights are of 16 or 32 bits; restore it."
+            )
         if not torch.isfinite(tensor).all():
             raise click.ClickException(
                 f"{path}: {name} holds values that are not finite; training diverged: lower the learning rate."
