@@ -124,7 +124,7 @@ def test_a_base_s_memory_is_free_before_the_next_is_loaded_and_its_batches_are_s
 
 
 @pytest.mark.slow
-def test_another_adapter_is_asked_anew_and_the_old_answers_stay_beside(
+def test_another_adapter_has_answers_of_its_own_and_the_run_s_stay(
     trained: Callable[..., Path], tmp_path: Path, tiny: Path
 ) -> None:
     run = trained()
@@ -134,9 +134,21 @@ def test_another_adapter_is_asked_anew_and_the_old_answers_stay_beside(
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4 * config["lora_alpha"]}))
     before = path.read_bytes()
-    done = evaluate(run, "--adapter", other, *FEW)
+    assert evaluate(run, "--adapter", other, *FEW).exit_code == 0
+    assert path.read_bytes() == before
+    theirs = path.parent.with_name("lora-scaled") / path.name
+    assert {line["settings"] for line in lines(theirs)}.isdisjoint(line["settings"] for line in lines(path))
+
+
+@pytest.mark.slow
+def test_an_adapter_that_changed_is_asked_anew_and_the_old_answers_stay_beside(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = trained()
+    path = tmp_path / "outputs" / RECIPE / "lora" / "answers-test.jsonl"
+    assert evaluate(run, *FEW).exit_code == 0
+    before = path.read_bytes()
+    trained(seed=2)
+    done = evaluate(run, *FEW)
     assert "6 answers of another model, adapter, prompt or setting moved" in done.stderr
     assert path.with_name("answers-test.jsonl.old").read_bytes() == before
-    assert {line["settings"] for line in lines(path)}.isdisjoint(
-        json.loads(line)["settings"] for line in before.splitlines()
-    )
