@@ -11,6 +11,7 @@ from lora_recipes.rendering import ingredients, render
 from lora_recipes.support import processes
 
 import families
+import minimal
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -146,7 +147,8 @@ def test_the_report_of_a_mutated_file_shows_both_prompts(checked, embedded_model
     assert "row 1 of 483, 483 in all" in found and "trained '" in found and "USER: " in found and "asked   '" in found
 
 
-CHAT = """\
+CHAT = (
+    """\
 base_model: microsoft/Phi-4-mini-instruct
 adapter: lora
 lora_r: 8
@@ -156,13 +158,9 @@ lora_qkv_kernel: false
 datasets:
   - path: rows.jsonl
     type: chat_template
-sequence_len: 512
-micro_batch_size: 2
-gradient_accumulation_steps: 1
-num_epochs: 1
-learning_rate: 0.0001
-output_dir: out
 """
+    + minimal.TRAINING
+)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from lora_recipes.check.checked_run import CheckedRun
 from lora_recipes.check.parts import Part
 
 import families
+import minimal
 import pytest
 
 pytestmark = pytest.mark.slow
 
-RUN = """
+RUN = (
+    """
 base_model: {model}
 adapter: lora
 lora_r: 8
@@ -21,13 +23,9 @@ lora_target_modules: [q_proj, v_proj]
 datasets:
   - path: {path}
     {more}
-sequence_len: 512
-micro_batch_size: 2
-gradient_accumulation_steps: 1
-num_epochs: 1
-learning_rate: 0.0001
-output_dir: out
 """
+    + minimal.TRAINING
+)
 CHAT = "type: chat_template"
 ROW = [{"question": "What?", "answer": "A number."}]
 SPELLED_OUT = "type: {field_instruction: question, field_output: answer}"

@@ -3,23 +3,21 @@
 from lora_recipes.check import validation
 from lora_recipes.check.checked_run import CheckedRun
 
+import minimal
 import pytest
 
 pytestmark = pytest.mark.slow
 
-RUN = """\
+RUN = (
+    """\
 base_model: owner/model
 adapter: lora
 lora_r: 8
 lora_alpha: 16
 lora_target_linear: true
-sequence_len: 512
-micro_batch_size: 2
-gradient_accumulation_steps: 1
-num_epochs: 1
-learning_rate: 0.0001
-output_dir: out
 """
+    + minimal.TRAINING
+)
 DATA = "datasets:\n  - path: owner/rows\n    type: alpaca\n"
 
 

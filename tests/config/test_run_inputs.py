@@ -92,3 +92,29 @@ def test_files_and_folders_are_known_by_their_content_wherever_they_lie(written:
     moved = load(written, rows="moved")
     assert set(found) == {"base_model", "datasets.0.path"}
     assert inputs.digests(moved.config, moved.anchor) == found
+
+
+def test_a_clone_s_hidden_copy_of_its_files_is_not_read(written: Path) -> None:
+    run = load(written)
+    before = inputs.digests(run.config, run.anchor)
+    (written / "model" / ".git" / "lfs").mkdir(parents=True)
+    (written / "model" / ".git" / "lfs" / "weights").write_text("again")
+    assert inputs.digests(run.config, run.anchor) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "names"), [("/output", ("outputs", "output")), ("/a/x/../b", ("a", "b")), ("/a/b/", ("a", "b"))]
+)
+def test_every_output_folder_has_names_under_which_its_results_are_read_again(
+    written: Path, out: str, names: tuple[str, str]
+) -> None:
+    run = load(written, out=out)
+    assert (run.recipe, run.variant) == names
+
+
+@pytest.mark.parametrize("out", ["a/.hidden/run", "a/b/.run", "a/" + "b" * 121, "/"])
+def test_an_output_folder_whose_results_could_not_be_read_again_is_refused_before_the_work(
+    written: Path, out: str
+) -> None:
+    with pytest.raises(click.ClickException, match="line 4: output_dir: its last two folders name the run in results"):
+        load(written, out=out)

@@ -117,9 +117,12 @@ def test_no_tool_runs_the_pickle(run_file, tool, tiny, mark):
         tool("data", "stats", "pandas"),
         subprocess.run(
             [Path(sys.executable).with_name("axolotl"), "train", "-"],
-            cwd=ROOT, capture_output=True, text=True, input=path.read_text(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            input=path.read_text(),
         ),
-    ):  # fmt: skip
+    ):
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
         assert len(done.stderr.strip().splitlines()) <= 4, done.stderr
     assert not mark.exists()

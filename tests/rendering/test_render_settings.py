@@ -43,9 +43,16 @@ def test_wrong_usage_is_one_sentence_with_the_remedy(recipe, variant, settings, 
 
 def test_set_gives_a_value_the_type_of_its_key():
     run = parsed(
-        "smollm2-african-history", "lora", "learning_rate=1e-4", "max_steps=3", "bf16=false", "wandb_project=123",
-        "lora_target_modules=[q_proj]", "datasets.0.type.system_prompt=Be brief: no", "dataset_prepared_path=",
-    )  # fmt: skip
+        "smollm2-african-history",
+        "lora",
+        "learning_rate=1e-4",
+        "max_steps=3",
+        "bf16=false",
+        "wandb_project=123",
+        "lora_target_modules=[q_proj]",
+        "datasets.0.type.system_prompt=Be brief: no",
+        "dataset_prepared_path=",
+    )
     assert run["learning_rate"] == 1e-4 and run["max_steps"] == 3 and run["bf16"] is False
     assert run["wandb_project"] == "123" and run["lora_target_modules"] == ["q_proj"]
     assert run["datasets"][0]["type"]["system_prompt"] == "Be brief: no"

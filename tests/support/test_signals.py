@@ -14,8 +14,6 @@ from lora_recipes.support import signals
 import psutil
 import pytest
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what ends with its parent is Linux's")
-
 HEAD = "import os, signal, sys, time; from lora_recipes.support import signals, streams\n"
 FORK = (
     "child = os.fork()\n"

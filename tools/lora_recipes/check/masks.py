@@ -171,9 +171,12 @@ def _positions(checked: CheckedRun, counts: Counts) -> None:
     longest = min(counts.longest, int(checked.number("sequence_len", 512)))
     if positions and longest > positions:
         checked.error(
-            "positions", "sequence_len", f"rows of up to {longest:,} tokens, and the model has {positions:,} positions",
-            "no row longer than the model reads", f"write sequence_len: {positions}",
-        )  # fmt: skip
+            "positions",
+            "sequence_len",
+            f"rows of up to {longest:,} tokens, and the model has {positions:,} positions",
+            "no row longer than the model reads",
+            f"write sequence_len: {positions}",
+        )
 
 
 def shown_row(checked: CheckedRun, training: list[Part], number: int) -> str:

@@ -47,15 +47,17 @@ def digests(config: dict[str, Any], anchor: Path) -> dict[str, str]:
     return {key: _digest(path) for key, path in local(config, anchor).items()}
 
 
-def rows_digest(config: dict[str, Any], anchor: Path) -> str:
-    """Eight digits of a hash of the local rows; '' where all are on the Hub."""
-    rows = {key: _digest(path) for key, path in local(config, anchor).items() if key.startswith(DATA)}
+def rows_digest(found: dict[str, str]) -> str:
+    """Eight digits of a hash of the local rows among such digests; '' where all are on the Hub."""
+    rows = {key: digest for key, digest in found.items() if key.startswith(DATA)}
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:8] if rows else ""
 
 
 def _digest(path: Path) -> str:
+    """Of a folder without what is hidden in it, as a clone's .git, which holds large files a second time."""
     if path.is_file():
         return files.sha256(path)
-    below = [one for one in sorted(path.rglob("*")) if one.is_file() and not one.name.startswith(".")]
-    held = [[one.relative_to(path).as_posix(), files.sha256(one)] for one in below]
+    below = [one for one in sorted(path.rglob("*")) if one.is_file()]
+    names = [(one.relative_to(path), one) for one in below]
+    held = [[name.as_posix(), files.sha256(one)] for name, one in names if not any(p[0] == "." for p in name.parts)]
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()

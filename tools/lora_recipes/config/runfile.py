@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from lora_recipes.config import inputs, keys, limits, scrubbing, values, yamlfile, yamlloader
 from lora_recipes.config.typed import Typed
-from lora_recipes.support import files
+from lora_recipes.support import filenames, files, terminal
 
 import click
 import yaml
@@ -54,7 +55,7 @@ class RunFile(Typed):
 
     @property
     def output_dir(self) -> Path:
-        return self.anchor / self.config["output_dir"]
+        return Path(os.path.normpath(self.anchor / self.config["output_dir"]))  # whose last folders are names
 
     def replaced(self, **changed: Any) -> "RunFile":
         """The run file with other values of some keys."""
@@ -69,8 +70,8 @@ class RunFile(Typed):
 
     @property
     def recipe(self) -> str:
-        """The last folder but one of output_dir: the recipe in results, tables and plots."""
-        return self.output_dir.parent.name
+        """The last folder but one of output_dir: the recipe in results, tables and plots. `/output` has none."""
+        return self.output_dir.parent.name or "outputs"
 
     @property
     def variant(self) -> str:
@@ -97,14 +98,14 @@ class RunFile(Typed):
         Raises click.ClickException when the folder holds what another run file trained, other rows or somebody else:
         a trainer would resume from its checkpoints and train something that no file describes, or write over it.
         """
-        config = values.absolute(self.config, self.anchor)
-        if digest := inputs.rows_digest(self.config, self.anchor):  # Axolotl's cache ignores the content of files
+        config, found = values.absolute(self.config, self.anchor), inputs.digests(self.config, self.anchor)
+        config["output_dir"] = str(self.output_dir)
+        if digest := inputs.rows_digest(found):  # Axolotl's cache ignores the content of files
             config[PREPARED] = str(Path(config.get(PREPARED) or self.anchor / DEFAULT_PREPARED) / digest)
         if plugins:
             config["plugins"] = [*self.plugins, *plugins]
         folder = Path(config["output_dir"])
         files.require_writable(folder)
-        found = inputs.digests(self.config, self.anchor)
         patterns = TRAINED if (folder / KEPT).exists() else _SOMEBODYS
         if trained := [path for pattern in patterns for path in sorted(folder.glob(pattern))]:
             self._require_its_own(folder, trained[0].name, config, found)
@@ -137,6 +138,10 @@ def load(source: str | Path) -> RunFile:
     name, text = source_text(source)
     document = _parsed(name, text)
     run = RunFile(document, text, values.anchor_of(document.data))
+    for name in (run.recipe, run.variant):
+        if not filenames.is_safe(name):
+            words = f"its last two folders name the run in results, and {terminal.shown(name)} cannot"
+            raise run.error("output_dir", f"{words}: {filenames.EXPECTED}; rename it.")
     if held := inputs.in_the_way(run.config, run.anchor):
         key, path = held
         raise run.error("output_dir", f"{key} reads {path} there, which training would write into; name a new folder.")

@@ -16,7 +16,7 @@ from lora_recipes.models import adapters, loading
 from lora_recipes.results import systems
 from lora_recipes.results.result_files import Stopwatch
 from lora_recipes.results.systems import System
-from lora_recipes.support import files
+from lora_recipes.support import filenames, files, terminal
 
 import click
 
@@ -80,6 +80,8 @@ def choose(runs: list[RunFile], base: bool, adapter: Path | None) -> list[System
         bases.setdefault(system.folder, system)
     chosen = [*bases.values(), *(systems.of_run(run, adapter or run.output_dir) for run in runs)]
     for system in chosen:
+        if not filenames.is_safe(system.name):
+            raise click.UsageError(f"--adapter: {terminal.shown(system.name)} names its results: {filenames.EXPECTED}.")
         files.require_writable(system.folder)
     return chosen
 

@@ -116,10 +116,9 @@ class RunFile(_Read):
     sha256: str | None = None
 
 
-class Section(_Read):
-    """What one tool measured, as result_files.section writes it."""
+class _Measured(_Read):
+    """What one tool measured, as result_files.section writes it, but for the metrics."""
 
-    metrics: dict[str, Metric] | None = None
     differences: dict[str, Difference] | None = None
     scores: dict[str, list[Number]] | None = None
     scoring: Scoring | None = None
@@ -136,12 +135,16 @@ class Section(_Read):
     environment: Environment | None = None
 
 
+class Section(_Measured):
+    metrics: dict[str, Metric] | None = None
+
+
 class _TrainingMetrics(_Read):
     trained_tokens_an_epoch: Finite | None = None
 
 
-class _Training(Section):
-    metrics: _TrainingMetrics | None = None  # type: ignore[assignment]
+class _Training(_Measured):
+    metrics: _TrainingMetrics | None = None
 
 
 class Result(_Read):

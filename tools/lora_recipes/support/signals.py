@@ -8,6 +8,7 @@ them, and end with it.
 import contextlib
 import ctypes
 import functools
+import importlib
 import os
 import signal
 import sys
@@ -69,8 +70,7 @@ def begin() -> None:
 
     Call it first: before training begins there are 30 seconds of imports, models and rows.
     """
-    import psutil  # noqa: F401  # for a handler, which may come in the middle of another import
-
+    importlib.import_module("psutil")  # for a handler, which may come in the middle of another import
     _end_with_launcher()
     handle(lambda number, _: end(number, f"told to end while nothing is trained; {AGAIN}"))
     os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forked)

@@ -35,27 +35,23 @@ def shortened(text: str, length: int = _SENTENCE) -> str:
     return text if len(text) <= length else f"{text[: length - end - 3]} … {text[-end:]}"
 
 
-class _Plain:
-    """A command whose errors are sentences that any terminal can show; to be mixed into one of click's."""
+class Tool(click.Command):
+    """A command whose errors are sentences that any terminal can show."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         standard_streams()
-        return super().main(*args, **options)  # type: ignore[misc]
+        return super().main(*args, **options)
 
-    def make_context(self, *args: Any, **options: Any) -> Any:
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
         with plainly():
-            return super().make_context(*args, **options)  # type: ignore[misc]
+            return super().make_context(*args, **options)
 
-    def invoke(self, context: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
         with plainly():
-            return super().invoke(context)  # type: ignore[misc]
+            return super().invoke(ctx)
 
 
-class Tool(_Plain, click.Command):
-    """A tool of one command."""
-
-
-class Tools(_Plain, click.Group):
+class Tools(Tool, click.Group):
     """A tool of several."""
 
     command_class = Tool
