@@ -203,3 +203,21 @@ def test_a_doubled_begin_token_is_counted_over_all_rows(checked, here, tmp_path,
     assert parity.check(subject, training)["datasets.0"] == [None] * 12
     (finding,) = subject.report.findings
     assert "row 1 of 12, 12 in all" in finding.found
+
+
+def test_roles_of_the_data_set_and_a_column_of_system_prompts_are_axolotls(checked):
+    rows = [
+        {
+            "system": "Be brief.",
+            "messages": [
+                {"role": "customer", "content": f"{asked} {number}"},
+                {"role": "agent", "content": "Mansa Musa."},
+                {"role": "customer", "content": f"And after {number}?"},
+                {"role": "agent", "content": "His son."},
+            ],
+        }
+        for number, asked in enumerate(ASKED)
+    ]
+    report = checked(rows, f"{CHAT}\n    roles:\n      user: [customer]\n      assistant: [agent]")
+    assert found(report) == {}, list(report.as_text())
+    assert report.facts["prompt"] is True

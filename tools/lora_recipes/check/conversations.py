@@ -1,4 +1,7 @@
-"""The turns of a row whose prompt Axolotl defines, as a chat template takes them."""
+"""The turns of a row whose prompt Axolotl defines, as a chat template takes them.
+
+As Axolotl 0.19 makes them of rows, prompt_strategies/chat_template.py; also of rows that it does not tokenize.
+"""
 
 import contextlib
 import json
@@ -14,7 +17,10 @@ def turns(entry: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
     """
     found = row.get(entry.get("field_messages") or "messages") or row.get("conversations")
     if isinstance(found, list) and all(isinstance(turn, dict) for turn in found):
-        return [_turn(entry, turn) for turn in found]
+        said, system = [_turn(entry, turn) for turn in found], row.get(entry.get("field_system") or "system")
+        if system is not None and said and said[0]["role"] != "system":
+            said.insert(0, {"role": "system", "content": str(system)})
+        return said
     asked = [str(row[name]) for name in ("question", "instruction", "prompt", "input") if row.get(name)]
     return [{"role": "user", "content": "\n".join(asked)}]
 
@@ -28,7 +34,8 @@ def _turn(entry: dict[str, Any], turn: dict[str, Any]) -> dict[str, Any]:
     said, name = turn.get(content, turn.get("value")), str(turn.get(role, turn.get("from")))
     if isinstance(more.get("tool_calls"), list):
         more["tool_calls"] = [_call(call) for call in more["tool_calls"]]
-    return {"role": _ROLES.get(name, name), "content": "" if said is None else str(said), **more}
+    own = {theirs: role for role, several in (entry.get("roles") or {}).items() for theirs in several}
+    return {"role": (own or _ROLES).get(name, name), "content": "" if said is None else str(said), **more}
 
 
 def _call(call: Any) -> Any:
