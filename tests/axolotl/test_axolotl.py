@@ -3,47 +3,18 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 from lora_recipes import ROOT
 from lora_recipes.config import runfile
 from lora_recipes.models import adapters, loading
-from lora_recipes.rendering import render
 
-import psutil
 import pytest
-from faults import nobody_works_in
+from piped import BIN, settings, tensors, write
 
 pytestmark = pytest.mark.slow
 
-BIN = ROOT / ".venv" / "bin"
-SMALL = (
-    *("global_batch=4", "micro_batch_size=2", "max_steps=3", "bf16=false", "evals_per_epoch=1", "saves_per_epoch=4"),
-    "adam_epsilon=1e-3",  # so that a gradient near zero does not magnify the order of a sum: see test_alpaca.py
-)
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory, tiny):
-    """A dozen real rows, enough for three steps, and beside them the model that is trained on them."""
-    folder = tmp_path_factory.mktemp("given") / "rows"
-    folder.mkdir()
-    (folder.parent / "model").symlink_to(tiny)
-    for part, count in (("train", 12), ("validation", 4), ("test", 4)):
-        lines = (ROOT / "data" / "african_history" / f"{part}.jsonl").read_text().splitlines()[:count]
-        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def settings(rows, output_dir, *more):
-    data = (f"base_model={rows.parent}/model", f"datasets.0.path={rows}", f"test_datasets.0.path={rows}")
-    more = (f"output_dir={output_dir}", f"dataset_prepared_path={rows.parent}/prepared", *more)
-    return [f"--set={setting}" for setting in (*SMALL, *data, *more)]
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +48,6 @@ def trained(rows, tmp_path_factory, pipe):
         return done[variant, processes]
 
     return train
-
-
-def tensors(folder):
-    from safetensors.torch import load_file
-
-    return {name: tensor.float() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
 
 
 def largest_difference(one, two):
@@ -199,97 +164,6 @@ def test_a_finished_run_started_again_says_so_and_does_nothing(trained, rows, pi
     result = pipe("lora", settings(rows, folder))
     assert result.returncode == 0 and "nothing to do" in result.stderr
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == before
-
-
-def wait_for(what, seconds):
-    deadline = time.monotonic() + seconds
-    while not (found := what()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-HEED = "import os, signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (1, 2)]; os.execv(sys.argv[1], sys.argv[1:])"
-HEEDING = (sys.executable, "-c", HEED)
-"""Before a command: the tests may run where these signals are ignored, behind a shell's `&`."""
-
-
-def write(folder, rows):
-    """A run file of forty steps on the tiny model, a checkpoint each."""
-    path = folder.parent / f"{folder.name}.yaml"
-    options = settings(rows, folder, "max_steps=40", "evals_per_epoch=null", "saves_per_epoch=null", "save_steps=1")
-    path.write_text(render.render("smollm2-african-history", "lora", tuple(o.removeprefix("--set=") for o in options)))
-    return path
-
-
-def test_a_run_ended_again_and_again_is_finished_by_the_same_command(rows, tmp_path, axolotl_libraries):
-    """`axolotl train FILE` and `axolotl train -` are one command; the end is that of a run left alone."""
-
-    def start(name, by_path=False):
-        path = write(tmp_path / name, rows)
-        command = [BIN / "axolotl", "train", path if by_path else "-"]
-        return axolotl_libraries.start(command, cwd=tmp_path, input="" if by_path else path.read_text())
-
-    def newest():
-        return max((int(path.parent.name[11:]) for path in folder.glob("checkpoint-*/trainer_state.json")), default=0)
-
-    whole, folder = tmp_path / "whole", tmp_path / "ended"
-    assert start("whole").wait().returncode == 0
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
-        before, running = newest(), start("ended", by_path=number in (signal.SIGTERM, signal.SIGKILL))
-        assert wait_for(lambda before=before: newest() > before, 400)
-        os.killpg(running.pid, number)  # as Ctrl-C, a closed terminal and a scheduler do
-        done = running.wait()
-        assert nobody_works_in(tmp_path)
-        assert not (folder / "result.json").exists(), "ended too late to show anything"
-        if number != signal.SIGKILL:
-            assert done.returncode == 128 + number and f"told to end: checkpoint-{newest()} is saved" in done.stderr
-            assert done.stderr.count("told to end") == 1 and "Traceback" not in done.stdout + done.stderr
-        assert "is not whole" not in done.stderr
-    (cut_off := folder / f"checkpoint-{newest() + 2}").mkdir()  # as left by a kill while a checkpoint is written
-    again = start("ended").wait()
-    assert again.returncode == 0 and f"{cut_off.name} is not whole" in again.stderr, again.stderr[-2000:]
-    one, two = tensors(whole), tensors(folder)
-    assert one.keys() == two.keys() and all((one[name] - two[name]).abs().max() <= 1e-6 for name in one)
-    history = [
-        json.loads((path / "result.json").read_text())["training"]["metrics"]["steps"] for path in (whole, folder)
-    ]
-    assert history == [40, 40]
-
-
-def test_ctrl_c_before_training_is_one_sentence_at_any_moment(rows, tmp_path):
-    """While Axolotl and torch are imported, the model loaded, the rows tokenized."""
-    text = write(tmp_path / "early", rows).read_text()
-    for seconds in (0, 0.1, 0.3, 1, 2, 3, 5):
-        with open(tmp_path / "said", "w+") as said:
-            options = {"stdout": said, "stderr": said, "start_new_session": True, "text": True, "cwd": tmp_path}
-            running = subprocess.Popen([*HEEDING, BIN / "axolotl", "train", "-"], stdin=subprocess.PIPE, **options)
-            assert wait_for(lambda pid=running.pid: "psutil" in Path(f"/proc/{pid}/maps").read_text(), 60)
-            running.stdin.write(text)
-            running.stdin.close()
-            time.sleep(seconds)
-            os.killpg(running.pid, signal.SIGINT)
-            running.wait()
-            said.seek(0)
-            lines = said.read()
-        assert running.returncode == 130 and "Traceback" not in lines, lines
-        assert lines.count("Aborted!") + lines.count("told to end while nothing is trained") == 1, lines
-        assert nobody_works_in(tmp_path)
-
-
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
-def test_a_launcher_that_is_ended_takes_its_trainers_with_it_and_they_save(rows, tmp_path, number):
-    path = write(folder := tmp_path / "ended", rows)
-    command = [BIN / "axolotl", "train", path, "--launcher", "torchrun", "--", "--nproc-per-node=1"]
-    with open(tmp_path / "said", "w") as said:
-        running = subprocess.Popen([*HEEDING, *command], stderr=said, stdout=subprocess.DEVNULL)
-    assert wait_for(lambda: list(folder.glob("checkpoint-*/trainer_state.json")), 400)
-    below = [process.pid for process in psutil.Process(running.pid).children(recursive=True)]
-    os.kill(running.pid, number)  # the command alone: what it started has to end with it
-    assert running.wait() == (129 if number == signal.SIGHUP else -number)
-    assert below and wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 100)
-    assert not (folder / "result.json").exists(), "ended too late to show anything"
-    lines = (tmp_path / "said").read_text()
-    assert lines.count("is saved in") == lines.count("told to end") == 1 and "Traceback" not in lines
 
 
 def test_a_key_given_as_an_option_is_kept_with_the_run_file(rows, tmp_path, axolotl_libraries):

@@ -28,6 +28,11 @@ def saved(folder: Path, **changed: object) -> Path:
         {"layer_replication": [[0, 2], [1, 3]]},
         {"target_modules": None, "target_parameters": ["experts.down_proj"]},
         {"loftq_config": {}},
+        {"fan_in_fan_out": None, "task_type": None, "use_dora": None},  # as Axolotl and others save them
+        {"enable_lora": None, "merge_weights": False, "layers_pattern": None, "modules_to_save": None},  # PEFT 0.3
+        {"auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True}, "lora_dropout": 0},
+        {"target_modules": "all-linear"},
+        {"layers_to_transform": 3, "layers_pattern": "layers"},
     ],
 )
 def test_what_peft_saves_is_taken(tmp_path: Path, changed: dict[str, object]) -> None:

@@ -27,11 +27,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _require_types(path: Path, config: dict[str, Any]) -> None:
-    """The types are those of PEFT's LoraConfig; keys that it does not know are a newer PEFT's."""
+    """The types are those of PEFT's LoraConfig; keys that it does not know are another PEFT's.
+
+    A null stands for what is not set, as Axolotl saves `fan_in_fan_out: null`; only PEFT's two numbers are no nulls.
+    """
     from peft import LoraConfig
     from pydantic import TypeAdapter, ValidationError
 
-    typed = {name: value for name, value in config.items() if name in LoraConfig.__dataclass_fields__}
+    set_ones = {name: value for name, value in config.items() if value is not None or name in ("r", "lora_alpha")}
+    typed = {name: value for name, value in set_ones.items() if name in LoraConfig.__dataclass_fields__}
     if isinstance(typed.get("lora_alpha"), float):  # PEFT calculates with it, whatever its annotation says
         del typed["lora_alpha"]
     if str(typed.get("init_lora_weights")).startswith("pissa_niter_"):  # spelled out in PEFT's annotation
